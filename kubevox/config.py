@@ -1,0 +1,673 @@
+"""Every choice and threshold of a run, typed.
+
+``configs/*.yaml`` are read into :class:`Config`; :func:`load_config` turns whatever is wrong with one into a single
+line that names the key, the value, the file and the nearest valid key. Each pipeline stage gets only its own section,
+as canonical JSON (:meth:`Section.to_json`), and reads it back with :meth:`Section.from_json`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationError as PydanticError
+
+from kubevox.errors import ConfigError
+from kubevox.provenance import canonical_json, content_hash
+
+__all__ = [
+    "AudioLimits",
+    "BaselineConfig",
+    "Cnn1dConfig",
+    "Config",
+    "CorpusSource",
+    "DataConfig",
+    "DeployConfig",
+    "EvaluateConfig",
+    "FeaturesConfig",
+    "FrontendConfig",
+    "GateConfig",
+    "LogMelConfig",
+    "ModelConfig",
+    "NoiseRecipe",
+    "OriginalRecipe",
+    "RecipeConfig",
+    "ResCnnConfig",
+    "Section",
+    "ShiftRecipe",
+    "SplitConfig",
+    "StatisticsConfig",
+    "TaskConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "ValidateConfig",
+    "load_config",
+    "parse_section",
+]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+_S = TypeVar("_S", bound=BaseModel)
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, closed to unknown keys, hashable by content."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def to_json(self) -> str:
+        """The section as canonical JSON: equal sections give equal text."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a section back from :meth:`to_json`'s text.
+
+        Raises:
+            ConfigError: the text is not such a section.
+        """
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"section {cls.__name__}: not JSON ({error})") from None
+        return parse_section(cls, value, f"section {cls.__name__}")
+
+    def digest(self) -> str:
+        """The section's content hash."""
+        return content_hash(self.model_dump(mode="json"))
+
+
+class TaskConfig(Section):
+    """A label set, and how each corpus' raw labels map onto it."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    label_column: Literal["raw_label", "language"] = "raw_label"
+    labels: list[str] = Field(min_length=2)
+    map: dict[str, dict[str, str | None]] = {}
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_distinct(cls, labels: list[str]) -> list[str]:
+        if len(set(labels)) != len(labels):
+            raise ValueError("a label is listed twice")
+        return labels
+
+    @model_validator(mode="after")
+    def _map_leads_to_labels(self) -> TaskConfig:
+        for corpus, mapping in self.map.items():
+            for raw, label in mapping.items():
+                if label is not None and label not in self.labels:
+                    raise ValueError(f"map.{corpus}.{raw} leads to {label!r}, which is not among labels {self.labels}")
+        return self
+
+    def label_of(self, corpus: str, raw: str | None) -> tuple[bool, str | None]:
+        """Whether the corpus' raw label is known, and the task's label for it (None: known and left out).
+
+        The corpus' own map is asked first, then the one under ``"*"``; a raw label that is itself one of the task's
+        labels needs no entry.
+        """
+        for mapping in (self.map.get(corpus, {}), self.map.get("*", {})):
+            if raw in mapping:
+                return True, mapping[raw]
+        if raw in self.labels:
+            return True, raw
+        return False, None
+
+
+class AudioLimits(Section):
+    """What untrusted audio may be; the same limits hold at ingest and at serving."""
+
+    max_bytes: PositiveInt = 22_000_000
+    min_duration_s: Positive = 0.7
+    max_duration_s: Positive = 60.0
+    min_sample_rate: PositiveInt = 8_000
+    max_sample_rate: PositiveInt = 96_000
+    max_channels: PositiveInt = 8
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> AudioLimits:
+        if self.min_duration_s >= self.max_duration_s:
+            raise ValueError("min_duration_s must be below max_duration_s")
+        if self.min_sample_rate > self.max_sample_rate:
+            raise ValueError("min_sample_rate must not exceed max_sample_rate")
+        return self
+
+
+class CorpusSource(Section):
+    """One corpus of a run: its name, where it lies, and the options of its own module."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    path: str | None = None
+    options: dict[str, Any] = {}
+
+
+class DataConfig(Section):
+    """What is ingested."""
+
+    corpora: list[CorpusSource] = Field(min_length=1)
+    labels: list[str] | None = None
+    limits: AudioLimits = AudioLimits()
+    max_rejected_share: Share = 0.0
+    shard_mb: PositiveInt = Field(default=64, le=256)
+
+
+class ValidateConfig(Section):
+    """What an utterance must be to be accepted."""
+
+    min_duration_s: Positive = 0.7
+    max_duration_s: Positive = 60.0
+    sample_rates: list[PositiveInt] = [8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 96000]
+    min_bytes: PositiveInt = 2_000
+    max_bytes: PositiveInt = 22_000_000
+    silence_dbfs: float = Field(default=-55.0, lt=0.0)
+    clipped_share: Share = 0.01
+    max_quarantined_share: Share = 0.05
+
+
+class SplitConfig(Section):
+    """How speakers are divided."""
+
+    validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
+    test_share: float = Field(default=0.2, gt=0.0, lt=1.0)
+    folds: int = Field(default=5, ge=2)
+    disjoint_sentences: bool = False
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> SplitConfig:
+        if self.validation_share + self.test_share >= 1.0:
+            raise ValueError("validation_share + test_share must leave something to train on")
+        return self
+
+
+class StatisticsConfig(Section):
+    """270 values a clip: means over time of librosa's zero-crossing rate, RMS, chroma, mel power and MFCC."""
+
+    kind: Literal["statistics"] = "statistics"
+    sample_rate: PositiveInt = 22_050
+    offset_s: float = Field(default=0.6, ge=0.0)
+    duration_s: Positive = 2.5
+    frame: int = Field(default=2048, ge=64)
+    hop: PositiveInt = 512
+    mels: PositiveInt = 128
+    mfccs: PositiveInt = 128
+    chroma: PositiveInt = 12
+
+    @model_validator(mode="after")
+    def _no_more_mfccs_than_mels(self) -> StatisticsConfig:
+        if self.mfccs > self.mels:
+            raise ValueError("mfccs must not exceed mels")
+        return self
+
+
+class LogMelConfig(Section):
+    """Log mel-band power over time, of a fixed length: shorter clips are followed by silence, longer ones cut."""
+
+    kind: Literal["logmel"] = "logmel"
+    sample_rate: PositiveInt = 16_000
+    offset_s: float = Field(default=0.0, ge=0.0)
+    duration_s: Positive = 3.0
+    frame: int = Field(default=512, ge=64)
+    hop: PositiveInt = 256
+    mels: PositiveInt = 64
+    fmin_hz: float = Field(default=50.0, ge=0.0)
+    fmax_hz: Positive = 8_000.0
+    floor_db: float = Field(default=-80.0, lt=0.0)
+
+    @model_validator(mode="after")
+    def _band_fits(self) -> LogMelConfig:
+        if not self.fmin_hz < self.fmax_hz <= self.sample_rate / 2:
+            raise ValueError(f"fmin_hz < fmax_hz <= sample_rate / 2 = {self.sample_rate / 2:g} must hold")
+        return self
+
+
+FrontendConfig = Annotated[StatisticsConfig | LogMelConfig, Field(discriminator="kind")]
+
+
+class OriginalRecipe(Section):
+    """The recording as it is."""
+
+    kind: Literal["original"] = "original"
+
+
+class NoiseRecipe(Section):
+    """White noise of standard deviation ``sigma`` times a uniform draw times the clip's peak."""
+
+    kind: Literal["noise"] = "noise"
+    sigma: Positive = 0.035
+    seed: Seed = 0
+
+
+class ShiftRecipe(Section):
+    """A circular shift by up to ``max_samples`` either way."""
+
+    kind: Literal["shift"] = "shift"
+    max_samples: PositiveInt = 5_000
+    seed: Seed = 0
+
+
+RecipeConfig = Annotated[OriginalRecipe | NoiseRecipe | ShiftRecipe, Field(discriminator="kind")]
+
+
+class FeaturesConfig(Section):
+    """The frontends and recipes that models may name, and how they are computed."""
+
+    frontends: dict[str, FrontendConfig] = {"logmel": LogMelConfig(), "statistics": StatisticsConfig()}
+    recipes: dict[str, RecipeConfig] = {"default": OriginalRecipe()}
+    device: Device = "auto"
+    batch_size: PositiveInt = 32
+
+    @field_validator("recipes")
+    @classmethod
+    def _default_is_the_original(cls, recipes: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(recipes.get("default"), OriginalRecipe):
+            raise ValueError("recipes must hold `default: {kind: original}`: validation and test rows get no other")
+        return recipes
+
+
+class ResCnnConfig(Section):
+    """A residual CNN over log-mel bands with attentive statistics pooling."""
+
+    architecture: Literal["rescnn"] = "rescnn"
+    frontend: str = "logmel"
+    recipes: list[str] = ["default"]
+    channels: list[PositiveInt] = Field(default=[24, 48, 96], min_length=1)
+    blocks: PositiveInt = 2
+    attention: PositiveInt = 64
+    dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
+
+
+class Cnn1dConfig(Section):
+    """A 1-D CNN over the vector of statistics."""
+
+    architecture: Literal["cnn1d"] = "cnn1d"
+    frontend: str = "statistics"
+    recipes: list[str] = ["default"]
+    filters: list[list[PositiveInt]] = [[64, 64, 64], [128, 128], [256]]
+    strides: list[list[PositiveInt]] = [[1, 2, 2], [1, 2], [2]]
+    kernel: PositiveInt = 3
+    pool: PositiveInt = 2
+    dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
+    dense: list[PositiveInt] = [64, 16]
+
+    @model_validator(mode="after")
+    def _a_stride_for_each_filter(self) -> Cnn1dConfig:
+        if [len(block) for block in self.filters] != [len(block) for block in self.strides]:
+            raise ValueError("strides must have the same shape as filters")
+        return self
+
+
+ModelConfig = Annotated[ResCnnConfig | Cnn1dConfig, Field(discriminator="architecture")]
+
+
+class OneCycle(Section):
+    """Warm up to the learning rate, then anneal to nearly zero over the run's epochs (Smith & Topin 2018)."""
+
+    kind: Literal["one_cycle"] = "one_cycle"
+    warmup_share: float = Field(default=0.3, gt=0.0, lt=1.0)
+
+
+class Plateau(Section):
+    """Multiply the learning rate by ``factor`` after ``patience`` epochs without progress (ReduceLROnPlateau)."""
+
+    kind: Literal["plateau"] = "plateau"
+    factor: float = Field(default=0.4, gt=0.0, lt=1.0)
+    patience: int = Field(default=2, ge=0)
+    min_learning_rate: Positive = 1e-6
+
+
+ScheduleConfig = Annotated[OneCycle | Plateau, Field(discriminator="kind")]
+
+
+class SpecAugment(Section):
+    """Bands and stretches of time blanked while training (Park et al. 2019); widths are upper bounds."""
+
+    bands: int = Field(default=2, ge=0)
+    band_width: int = Field(default=8, ge=0)
+    spans: int = Field(default=2, ge=0)
+    span_width: int = Field(default=20, ge=0)
+
+
+class EarlyStopping(Section):
+    """When training stops, and by which validation figure the best checkpoint is chosen."""
+
+    monitor: Literal["loss", "uar"] = "loss"
+    min_delta: float = Field(default=0.001, ge=0.0)
+    patience: PositiveInt = 4
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    epochs: PositiveInt = 45
+    batch_size: int = Field(default=32, ge=2)
+    learning_rate: Positive = 1e-3
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    schedule: ScheduleConfig = OneCycle()
+    early_stopping: EarlyStopping = EarlyStopping()
+    balance: Literal["none", "weights", "sampler"] = "weights"
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    mixup: float = Field(default=0.0, ge=0.0)
+    spec_augment: SpecAugment | None = None
+    seed: Seed = 0
+    threads: PositiveInt | None = None
+    device: Device = "auto"
+
+
+class BaselineConfig(Section):
+    """A reference model trained and scored in the same run, on the same split."""
+
+    model: ModelConfig
+    train: TrainConfig = TrainConfig()
+
+
+class EvaluateConfig(Section):
+    """How the test split is scored."""
+
+    bootstrap_samples: int = Field(default=2000, ge=100)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
+    calibration_bins: int = Field(default=10, ge=2)
+    latency_clips: PositiveInt = 50
+    seed: Seed = 0
+
+
+class GateConfig(Section):
+    """What a challenger must reach before it is deployed."""
+
+    min_uar: Share = 0.4
+    min_worst_recall: Share = 0.1
+    max_calibration_error: Share = 0.2
+    max_latency_p95_ms: Positive = 200.0
+    max_parameters: PositiveInt = 5_000_000
+    champion_margin: float = Field(default=0.01, ge=0.0, lt=1.0)
+
+
+class DeployConfig(Section):
+    """How a bundle reaches production."""
+
+    check_clips: PositiveInt = 8
+    tolerance: Positive = 1e-5
+    start_timeout_s: Positive = 90.0
+    request_timeout_s: Positive = 30.0
+
+
+class TrackingConfig(Section):
+    """Where MLflow keeps experiments and the registry."""
+
+    uri: str = "sqlite:///.kubevox/mlflow.db"
+    experiment: str | None = None
+    registered_model: str | None = None
+
+
+class Config(Section):
+    """A whole run."""
+
+    task: TaskConfig
+    store: str = ".kubevox/store"
+    tracking: TrackingConfig = TrackingConfig()
+    data: DataConfig
+    validation: ValidateConfig = ValidateConfig()
+    split: SplitConfig = SplitConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    model: ModelConfig = ResCnnConfig()
+    train: TrainConfig = TrainConfig()
+    baseline: BaselineConfig | None = None
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+    deploy: DeployConfig = DeployConfig()
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of this run: all of the task's, or those that ``data.labels`` selects."""
+        return self.data.labels or self.task.labels
+
+    @property
+    def run_task(self) -> TaskConfig:
+        """The task as this run sees it: labels that ``data.labels`` does not select are known and left out."""
+        if self.data.labels is None:
+            return self.task
+        keep = set(self.labels)
+        maps: dict[str, dict[str, str | None]] = {
+            corpus: {raw: label if label in keep else None for raw, label in mapping.items()}
+            for corpus, mapping in self.task.map.items()
+        }
+        maps.setdefault("*", {}).update({label: None for label in self.task.labels if label not in keep})
+        return self.task.model_copy(update={"labels": list(self.labels), "map": maps})
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment's name."""
+        return self.tracking.experiment or self.task.name
+
+    @property
+    def registered_model(self) -> str:
+        """The name of the model in the registry."""
+        return self.tracking.registered_model or f"kubevox-{self.task.name}"
+
+    @property
+    def used_features(self) -> FeaturesConfig:
+        """Only the frontends and recipes that this run's models name, so that unused ones invalidate nothing."""
+        models = [self.model, *([self.baseline.model] if self.baseline else [])]
+        recipes = {"default"}.union(*(model.recipes for model in models))
+        return self.features.model_copy(
+            update={
+                "frontends": {k: v for k, v in self.features.frontends.items() if k in {m.frontend for m in models}},
+                "recipes": {k: v for k, v in self.features.recipes.items() if k in recipes},
+            }
+        )
+
+    @model_validator(mode="after")
+    def _names_are_known(self, info: ValidationInfo) -> Config:
+        for label in self.data.labels or []:
+            if label not in self.task.labels:
+                raise ValueError(f"data.labels: {label!r} is not among task.labels {self.task.labels}")
+        if self.data.labels is not None and len(set(self.data.labels)) < 2:
+            raise ValueError("data.labels: needs at least two labels")
+        models = {"model": self.model} | ({"baseline.model": self.baseline.model} if self.baseline else {})
+        for where, model in models.items():
+            if model.frontend not in self.features.frontends:
+                raise ValueError(
+                    f"{where}.frontend: {model.frontend!r} is not among features.frontends "
+                    f"{sorted(self.features.frontends)}"
+                )
+            needed = "statistics" if model.architecture == "cnn1d" else "logmel"
+            if self.features.frontends[model.frontend].kind != needed:
+                raise ValueError(f"{where}.frontend: {model.architecture} needs a frontend of kind {needed!r}")
+            for recipe in model.recipes:
+                if recipe not in self.features.recipes:
+                    raise ValueError(
+                        f"{where}.recipes: {recipe!r} is not among features.recipes {sorted(self.features.recipes)}"
+                    )
+            if len(set(model.recipes)) != len(model.recipes) or not model.recipes:
+                raise ValueError(f"{where}.recipes: name each recipe once, and at least one")
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a configuration file and apply ``section.key=value`` overrides (values are YAML).
+
+    Raises:
+        ConfigError: one line naming the key, its value, the file (or the override) and the nearest valid key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as task:, data:, train:, found {type(tree).__name__}")
+    sources: dict[str, str] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"--set {override}: expected section.key=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: value is not valid YAML: {' '.join(str(error).split())}") from None
+        _put(tree, key.split("."), parsed, f"--set {override}")
+        sources[key] = f"--set {key}"
+    return parse_section(Config, tree, str(path), sources)
+
+
+def parse_section(kind: type[_S], tree: Any, where: str, sources: dict[str, str] | None = None) -> _S:
+    """Validate a tree of plain values against a section; ``where`` names its file in the error.
+
+    Raises:
+        ConfigError: one line naming the key, its value, the place and the nearest valid key.
+    """
+    try:
+        return kind.model_validate(tree)
+    except PydanticError as error:
+        problems = error.errors(include_url=False)
+        # An unknown key explains more than the complaints that follow from it.
+        problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+        line = _explain(kind, tree, problems[0], where, sources or {})
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(line + more) from None
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    node: Any = tree
+    for index, key in enumerate(path[:-1]):
+        if isinstance(node, list):
+            node = _list_item(node, key, override)
+            continue
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, (dict, list)):
+            raise ConfigError(f"{override}: {'.'.join(path[: index + 1])} is a value, not a section")
+    if isinstance(node, list):
+        _list_item(node, path[-1], override)
+        node[int(path[-1])] = value
+    else:
+        node[path[-1]] = value
+
+
+def _list_item(node: list[Any], key: str, override: str) -> Any:
+    if not key.isdigit() or int(key) >= len(node):
+        raise ConfigError(f"{override}: {key!r} is not an index into a list of {len(node)}")
+    return node[int(key)]
+
+
+def _explain(kind: type[BaseModel], tree: Any, problem: Any, where: str, sources: dict[str, str]) -> str:
+    # The tags of discriminated unions stand in pydantic's location but not in the file.
+    location: list[str | int] = []
+    node = tree
+    for part in problem["loc"]:
+        if isinstance(node, dict) and part not in node and problem["type"] != "missing" and part in _tags(node):
+            continue
+        location.append(part)
+        with_child = (isinstance(node, dict) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        )
+        node = node[part] if with_child else None
+        if problem["type"] == "missing" and node is None:
+            break
+    key = ".".join(str(part) for part in location) or "(top level)"
+    place = next((name for prefix, name in sources.items() if key == prefix or key.startswith(prefix + ".")), where)
+    known = sorted(_known_keys(kind, tree))
+    if problem["type"] == "extra_forbidden":
+        nearest = _nearest(key, known)
+        hint = f"; did you mean '{nearest}'?" if nearest else ""
+        return f"{place}: unknown key '{key}' (value {_short(problem['input'])}){hint}"
+    if problem["type"] == "missing":
+        missing = ".".join(str(part) for part in problem["loc"] if part not in _tags_along(tree, problem["loc"]))
+        return f"{place}: key '{missing}' is missing"
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        expected = problem.get("ctx", {}).get("expected_tags", "")
+        discriminator = str(problem.get("ctx", {}).get("discriminator", "")).strip("'")
+        given = node.get(discriminator) if isinstance(node, dict) else node
+        choices = [tag.strip(" '") for tag in expected.split(",")] if expected else []
+        nearest = _nearest(str(given), choices) if given is not None else None
+        hint = f"; did you mean '{nearest}'?" if nearest else ""
+        options = f": expected one of {', '.join(choices)}" if choices else ": this key is needed"
+        return f"{place}: '{key}.{discriminator}' = {_short(given)}{options}{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if not location or isinstance(problem["input"], (dict, BaseModel)):
+        return f"{place}: '{key}': {message}" if location else f"{place}: {message}"
+    nearest_valid = _nearest(key, known) or key
+    return f"{place}: '{key}' = {_short(problem['input'])}: {message} (nearest valid key: '{nearest_valid}')"
+
+
+def _tags(node: dict[str, Any]) -> set[Any]:
+    return {node.get("kind"), node.get("architecture")} - {None}
+
+
+def _tags_along(tree: Any, location: tuple[str | int, ...]) -> set[Any]:
+    tags: set[Any] = set()
+    node = tree
+    for part in location:
+        if isinstance(node, dict):
+            tags |= {tag for tag in _tags(node) if tag not in node}
+        if (isinstance(node, dict) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        ):
+            node = node[part]
+    return tags
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _nearest(key: str, known: list[str]) -> str | None:
+    """The closest of the known dotted keys: a sibling before a stranger."""
+    section, _, name = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == section]
+    close = difflib.get_close_matches(name, [k.rpartition(".")[2] for k in siblings], n=1, cutoff=0.5)
+    if close:
+        return f"{section}.{close[0]}" if section else close[0]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    same_name = [k for k in known if difflib.SequenceMatcher(None, k.rpartition(".")[2], name).ratio() > 0.8]
+    return same_name[0] if same_name else (siblings[0] if siblings else None)
+
+
+def _known_keys(kind: type[BaseModel], tree: Any, prefix: str = "") -> set[str]:
+    """All dotted keys that the section knows; where a union or a mapping decides, the tree's own entries are followed."""
+    keys: set[str] = set()
+    for name, field in kind.model_fields.items():
+        keys.add(prefix + name)
+        child = tree.get(name) if isinstance(tree, dict) else None
+        keys |= _keys_of_annotation(field.annotation, child, f"{prefix}{name}.")
+    return keys
+
+
+def _keys_of_annotation(annotation: Any, tree: Any, prefix: str) -> set[str]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _known_keys(annotation, tree, prefix)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _keys_of_annotation(arguments[0], tree, prefix)
+    if origin is dict and isinstance(tree, dict):
+        return {f"{prefix}{k}" for k in tree} | {
+            key for k, v in tree.items() for key in _keys_of_annotation(arguments[1], v, f"{prefix}{k}.")
+        }
+    if origin is list and isinstance(tree, list):
+        return {key for i, v in enumerate(tree) for key in _keys_of_annotation(arguments[0], v, f"{prefix}{i}.")}
+    keys: set[str] = set()
+    for argument in arguments:
+        member = argument if isinstance(argument, type) and issubclass(argument, BaseModel) else None
+        if member is not None and isinstance(tree, dict):
+            tag = {f.default for n, f in member.model_fields.items() if n in ("kind", "architecture")}
+            if tag and not tag & _tags(tree):
+                continue  # the union's other member
+        keys |= _keys_of_annotation(argument, tree, prefix)
+    return keys

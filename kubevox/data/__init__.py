@@ -1,0 +1,1 @@
+"""Recordings: decoding, corpora, dataset versions, validation, splits."""

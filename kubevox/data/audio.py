@@ -1,0 +1,183 @@
+"""Bytes to canonical waveform and back: the one decoder that ingest, serving and every test call.
+
+The canonical waveform is mono (the mean of the channels), quantised to 24-bit PCM, at the source's own rate. 24-bit
+integers are exact in float32, and FLAC keeps them exactly, so what is stored, what is trained on and what is served
+are the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from kubevox.config import AudioLimits
+from kubevox.errors import AudioError
+
+__all__ = ["SourceInfo", "Waveform", "canonical", "decode", "encode_flac"]
+
+_FULL_SCALE = 1 << 23
+_BLOCK_FRAMES = 1 << 16
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a recording was before it became canonical."""
+
+    format: str
+    subtype: str
+    channels: int
+    sample_rate: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Waveform:
+    """A canonical waveform.
+
+    Attributes:
+        pcm: int32 [samples], values of 24-bit PCM, -2^23 .. 2^23 - 1.
+        sample_rate: samples a second.
+    """
+
+    pcm: npt.NDArray[np.int32]
+    sample_rate: int
+
+    @property
+    def samples(self) -> npt.NDArray[np.float32]:
+        """float32 [samples] in [-1, 1), exactly the PCM over 2^23."""
+        return self.pcm.astype(np.float32) / np.float32(_FULL_SCALE)
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return len(self.pcm) / self.sample_rate
+
+    @cached_property
+    def id(self) -> str:
+        """The utterance's id: SHA-256, in hex, of the rate and the PCM (little-endian int32)."""
+        digest = hashlib.sha256(f"kubevox-pcm24:{self.sample_rate}:".encode())
+        digest.update(np.ascontiguousarray(self.pcm, dtype="<i4").tobytes())
+        return digest.hexdigest()
+
+
+def canonical(samples: npt.NDArray[np.float64], sample_rate: int) -> Waveform:
+    """Mean of the channels, rounded to 24-bit PCM (half to even), clipped to its range.
+
+    Args:
+        samples: float [frames] or [frames, channels], full scale 1.0.
+        sample_rate: samples a second.
+
+    Raises:
+        AudioError: a sample is not a finite number.
+    """
+    mono = samples if samples.ndim == 1 else samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+    if not np.isfinite(mono).all():
+        raise AudioError("not_finite", "holds samples that are not finite numbers")
+    pcm = np.clip(np.rint(mono * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int32)
+    return Waveform(pcm, int(sample_rate))
+
+
+def decode(data: bytes, limits: AudioLimits, name: str = "audio") -> tuple[Waveform, SourceInfo]:
+    """Decode one recording (WAV, FLAC, Ogg or MP3) into its canonical waveform.
+
+    The limits hold while decoding, not after: a small file that unfolds into hours is refused at the limit. There is no
+    lower bound on the duration here beyond one sample; :class:`~kubevox.config.ValidateConfig` and serving have theirs.
+
+    Args:
+        data: the file's bytes.
+        limits: the most that is accepted.
+        name: what to call the recording in errors.
+
+    Raises:
+        AudioError: the bytes are no complete, acceptable recording; ``reason`` is one of ``empty``, ``too_large``,
+            ``not_audio``, ``channels``, ``sample_rate``, ``too_long``, ``truncated``, ``not_finite``.
+    """
+    if not data:
+        raise AudioError("empty", f"{name}: the file is empty")
+    if len(data) > limits.max_bytes:
+        raise AudioError("too_large", f"{name}: {len(data)} bytes, more than the limit of {limits.max_bytes}")
+    _refuse_truncated_wav(data, name)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            info = SourceInfo(file.format, file.subtype, file.channels, file.samplerate, len(data))
+            _check_header(info, limits, name)
+            samples = _read(file, limits, name)
+            promised = file.frames
+    except soundfile.LibsndfileError as error:
+        known = data[:4] in (b"RIFF", b"fLaC", b"OggS", b"RF64") or data[:3] == b"ID3"
+        if known:
+            raise AudioError("truncated", f"{name}: damaged or incomplete ({_reason(error)})") from None
+        raise AudioError("not_audio", f"{name}: not a recording that can be decoded ({_reason(error)})") from None
+    if not len(samples):
+        raise AudioError("empty", f"{name}: holds no samples")
+    if info.format in ("FLAC", "WAV", "WAVEX") and len(samples) < promised < 1 << 62:
+        raise AudioError("truncated", f"{name}: truncated: {len(samples)} of {promised} samples could be read")
+    try:
+        return canonical(samples, info.sample_rate), info
+    except AudioError as error:
+        raise AudioError(error.reason, f"{name}: {error}") from None
+
+
+def encode_flac(waveform: Waveform) -> bytes:
+    """FLAC of the canonical waveform, without tags: 16-bit where that is exact, else 24-bit."""
+    subtype = "PCM_16" if not (waveform.pcm & 0xFF).any() else "PCM_24"
+    buffer = io.BytesIO()
+    # soundfile takes int32 at full scale: 24-bit values sit in the upper three bytes.
+    soundfile.write(buffer, waveform.pcm << 8, waveform.sample_rate, format="FLAC", subtype=subtype)
+    return buffer.getvalue()
+
+
+def _check_header(info: SourceInfo, limits: AudioLimits, name: str) -> None:
+    if info.channels > limits.max_channels:
+        raise AudioError("channels", f"{name}: {info.channels} channels, more than the limit of {limits.max_channels}")
+    if not limits.min_sample_rate <= info.sample_rate <= limits.max_sample_rate:
+        raise AudioError(
+            "sample_rate",
+            f"{name}: sample rate {info.sample_rate} Hz is outside {limits.min_sample_rate} "
+            f"to {limits.max_sample_rate} Hz",
+        )
+
+
+def _read(file: soundfile.SoundFile, limits: AudioLimits, name: str) -> npt.NDArray[np.float64]:
+    most = int(limits.max_duration_s * file.samplerate)
+    blocks: list[npt.NDArray[np.float64]] = []
+    total = 0
+    while True:
+        block = file.read(_BLOCK_FRAMES, dtype="float64", always_2d=True)
+        if not len(block):
+            break
+        total += len(block)
+        if total > most:
+            raise AudioError("too_long", f"{name}: longer than the limit of {limits.max_duration_s:g} s")
+        blocks.append(block.mean(axis=1) if block.shape[1] > 1 else block[:, 0])
+    return np.concatenate(blocks) if blocks else np.empty(0)
+
+
+def _refuse_truncated_wav(data: bytes, name: str) -> None:
+    """Libsndfile reads a cut-off WAV without a word; its chunk sizes tell (RIFF, Microsoft & IBM 1991)."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return
+    position = 12
+    while position + 8 <= len(data):
+        chunk, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
+        present = len(data) - position - 8
+        if chunk == b"data":
+            # Streamed WAVs leave the size open (0 or 2^32 - 1).
+            if size > present and size < 0xFFFFFF00:
+                raise AudioError(
+                    "truncated",
+                    f"{name}: truncated WAV: the header promises {size} bytes of samples, {present} are there",
+                )
+            return
+        position += 8 + size + (size & 1)
+    raise AudioError("truncated", f"{name}: truncated WAV: it holds no samples")
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+    return str(error.error_string).strip().rstrip(".").lower()

@@ -1,0 +1,313 @@
+"""One store behind one kind of URI: a folder (``/data/store``) or a bucket (``s3://bucket/prefix``).
+
+What is stored is named by its content and never rewritten. A folder is published whole or not at all: locally by a
+rename, in a bucket by uploading its *head* file (``dataset.json``, ``bundle.json``, ...) last; readers look for the
+head. Credentials come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``), the
+endpoint from ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``; nothing here knows which server answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from kubevox.errors import StorageError
+from kubevox.provenance import canonical_json
+
+__all__ = [
+    "absolute",
+    "create",
+    "exists",
+    "fetch",
+    "join",
+    "list_names",
+    "publish",
+    "read_bytes",
+    "read_json",
+    "recall",
+    "remember",
+    "staging",
+    "write_bytes",
+]
+
+
+def join(uri: str, *parts: str) -> str:
+    """``uri`` followed by the parts, with single slashes."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def absolute(uri: str) -> str:
+    """The URI with a relative folder made absolute, so that it means the same in every working directory."""
+    if uri.startswith("s3://"):
+        return uri.rstrip("/")
+    if "://" in uri:
+        raise StorageError(f"store {uri!r}: only a folder or s3://bucket/prefix can hold a store")
+    return str(Path(uri).expanduser().absolute())
+
+
+def exists(uri: str) -> bool:
+    """Whether an object (not a folder of a bucket) is there."""
+    if not _is_s3(uri):
+        return Path(uri).exists()
+    bucket, key = _split(uri)
+    from minio.error import S3Error
+
+    with _s3_errors(uri):
+        try:
+            _client().stat_object(bucket, key)
+        except S3Error as error:
+            if error.code in ("NoSuchKey", "NoSuchObject", "NotFound"):
+                return False
+            raise
+    return True
+
+
+def read_bytes(uri: str) -> bytes:
+    """The object's bytes.
+
+    Raises:
+        StorageError: it is not there or the store does not answer.
+    """
+    if not _is_s3(uri):
+        try:
+            return Path(uri).read_bytes()
+        except OSError as error:
+            raise StorageError(f"{uri}: {error.strerror or error}") from None
+    bucket, key = _split(uri)
+    with _s3_errors(uri):
+        response = _client().get_object(bucket, key)
+        try:
+            return response.read()
+        finally:
+            response.close()
+            response.release_conn()
+
+
+def read_json(uri: str) -> Any:
+    """The object, parsed as JSON.
+
+    Raises:
+        StorageError: it is not there or holds no JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise StorageError(f"{uri}: not valid JSON ({error}); the object is damaged") from None
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write an object whole: under a temporary name, then renamed. The last writer wins."""
+    if _is_s3(uri):
+        bucket, key = _split(uri)
+        with _s3_errors(uri):
+            _client().put_object(bucket, key, io.BytesIO(data), len(data))
+        return
+    temporary = _write_beside(Path(uri), data)
+    os.replace(temporary, uri)
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Write an object only where there is none; the first writer wins, also against other processes.
+
+    Returns:
+        Whether this call wrote it.
+    """
+    if _is_s3(uri):
+        return _create_s3(uri, data)
+    temporary = _write_beside(Path(uri), data)
+    try:
+        os.link(temporary, uri)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
+
+def list_names(uri: str) -> list[str]:
+    """The names directly under a folder, sorted; none where the folder is not there."""
+    if not _is_s3(uri):
+        folder = Path(uri)
+        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    bucket, key = _split(uri.rstrip("/") + "/")
+    with _s3_errors(uri):
+        found = [item.object_name[len(key) :].strip("/") for item in _client().list_objects(bucket, prefix=key)]
+    return sorted(name for name in found if name)
+
+
+def fetch(uri: str) -> Path:
+    """A local path that holds the object or the folder: the thing itself, or a copy kept in the cache.
+
+    Copies are never refreshed: what is stored under a content's name does not change.
+
+    Raises:
+        StorageError: it is not there.
+    """
+    if not _is_s3(uri):
+        path = Path(uri)
+        if not path.exists():
+            raise StorageError(f"{uri}: no such file or folder in the store")
+        return path
+    bucket, key = _split(uri)
+    cache = Path(os.environ.get("KUBEVOX_CACHE") or Path.home() / ".cache" / "kubevox")
+    target = cache / bucket / key
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _s3_errors(uri):
+        client = _client()
+        names = [item.object_name for item in client.list_objects(bucket, prefix=key + "/", recursive=True)]
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            for name in names:
+                client.fget_object(bucket, name, str(temporary / "it" / name[len(key) + 1 :]))
+            if not names:
+                client.fget_object(bucket, key, str(temporary / "it"))
+            with contextlib.suppress(OSError):  # another process was first: its copy is as good
+                os.replace(temporary / "it", target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+@contextlib.contextmanager
+def staging(store: str) -> Iterator[Path]:
+    """A temporary folder on the store's own file system, gone afterwards whatever happens."""
+    parent = None
+    if not _is_s3(store):
+        parent = Path(store) / "tmp"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"store {store}: cannot be written ({error.strerror}); choose another `store`") from None
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix="staging-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, uri: str, head: str) -> bool:
+    """Make a finished local folder visible under ``uri``, all at once; ``head`` is the file that readers look for.
+
+    Returns:
+        Whether this call published it: False where the same content was there already.
+    """
+    if exists(join(uri, head)):
+        return False
+    if not _is_s3(uri):
+        target = Path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            if (target / head).exists():  # another process was first
+                return False
+            raise
+        return True
+    bucket, key = _split(uri)
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.name == head)
+    with _s3_errors(uri):
+        for path in files:
+            _client().fput_object(bucket, f"{key}/{path.relative_to(folder).as_posix()}", str(path))
+    return True
+
+
+def recall(store: str, stage: str, key: str) -> dict[str, Any] | None:
+    """What ``stage`` answered the last time its inputs had this key, or None."""
+    uri = join(store, "memo", stage, f"{key}.json")
+    return read_json(uri) if exists(uri) else None
+
+
+def remember(store: str, stage: str, key: str, answer: dict[str, Any]) -> None:
+    """Keep a stage's answer under the key of its inputs."""
+    write_bytes(join(store, "memo", stage, f"{key}.json"), canonical_json(answer).encode())
+
+
+def _is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket or not key:
+        raise StorageError(f"store {uri!r}: expected s3://bucket/prefix")
+    return bucket, key
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        temporary.chmod(0o644)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _create_s3(uri: str, data: bytes) -> bool:
+    from minio.error import S3Error
+
+    bucket, key = _split(uri)
+    with _s3_errors(uri):
+        try:
+            # The public put_object has no way to pass a precondition; S3 itself has had If-None-Match since 2024.
+            _client()._put_object(bucket, key, data, headers={"If-None-Match": "*"})
+        except S3Error as error:
+            if error.code in ("PreconditionFailed", "ConditionalRequestConflict"):
+                return False
+            raise
+    return True
+
+
+@functools.cache
+def _client() -> Any:
+    try:
+        from minio import Minio
+        from minio.credentials import ChainedProvider, EnvAWSProvider, IamAwsProvider
+    except ImportError:
+        raise StorageError("an s3:// store needs the extra 's3': pip install 'kubevox[s3]'") from None
+    import urllib3
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise StorageError(f"AWS_ENDPOINT_URL {endpoint!r}: expected http://host:port or https://host")
+    return Minio(
+        parts.netloc,
+        secure=parts.scheme == "https",
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        credentials=ChainedProvider([EnvAWSProvider(), IamAwsProvider()]),
+        http_client=urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=5, read=60),
+            retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _s3_errors(uri: str) -> Iterator[None]:
+    import urllib3.exceptions
+    from minio.error import MinioException, S3Error
+
+    try:
+        yield
+    except S3Error as error:
+        raise StorageError(f"{uri}: {error.code}: {error.message or 'the store refused'}") from None
+    except (urllib3.exceptions.HTTPError, MinioException, ValueError) as error:
+        raise StorageError(
+            f"{uri}: the object store does not answer ({error}); is the endpoint right and up?"
+        ) from None
