@@ -571,10 +571,7 @@ def _explain(kind: type[BaseModel], tree: Any, problem: Any, where: str, sources
         if isinstance(node, dict) and part not in node and problem["type"] != "missing" and part in _tags(node):
             continue
         location.append(part)
-        with_child = (isinstance(node, dict) and part in node) or (
-            isinstance(node, list) and isinstance(part, int) and part < len(node)
-        )
-        node = node[part] if with_child else None
+        node = _child(node, part)
         if problem["type"] == "missing" and node is None:
             break
     key = ".".join(str(part) for part in location) or "(top level)"
@@ -614,11 +611,17 @@ def _tags_along(tree: Any, location: tuple[str | int, ...]) -> set[Any]:
     for part in location:
         if isinstance(node, dict):
             tags |= {tag for tag in _tags(node) if tag not in node}
-        if (isinstance(node, dict) and part in node) or (
-            isinstance(node, list) and isinstance(part, int) and part < len(node)
-        ):
-            node = node[part]
+        node = _child(node, part)
     return tags
+
+
+def _child(node: Any, part: str | int) -> Any:
+    """The value under a key or an index, or None."""
+    if isinstance(node, dict):
+        return node.get(part)
+    if isinstance(node, list) and isinstance(part, int) and part < len(node):
+        return node[part]
+    return None
 
 
 def _short(value: Any) -> str:
@@ -641,7 +644,7 @@ def _nearest(key: str, known: list[str]) -> str | None:
 
 
 def _known_keys(kind: type[BaseModel], tree: Any, prefix: str = "") -> set[str]:
-    """All dotted keys that the section knows; where a union or a mapping decides, the tree's own entries are followed."""
+    """All dotted keys that the section knows; unions and mappings follow the tree's own entries."""
     keys: set[str] = set()
     for name, field in kind.model_fields.items():
         keys.add(prefix + name)

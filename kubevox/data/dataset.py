@@ -361,8 +361,8 @@ def _check_rejects(rejects: int, accepted: int, first: str, limit: float) -> Non
     if rejects and rejects / total > limit:
         more = f", and {rejects - 1} more" if rejects > 1 else ""
         raise ValidationError(
-            f"{rejects} of {total} recordings cannot be used (data.max_rejected_share allows {limit:.0%}): {first}{more}; "
-            "remove or replace what is damaged, or raise the limit"
+            f"{rejects} of {total} recordings cannot be used (data.max_rejected_share allows {limit:.0%}): "
+            f"{first}{more}; remove or replace what is damaged, or raise the limit"
         )
 
 
