@@ -46,6 +46,7 @@ __all__ = [
     "TrainConfig",
     "ValidateConfig",
     "load_config",
+    "parse_model",
     "parse_section",
 ]
 
@@ -166,7 +167,7 @@ class ValidateConfig(Section):
     sample_rates: list[PositiveInt] = [8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 96000]
     min_bytes: PositiveInt = 2_000
     max_bytes: PositiveInt = 22_000_000
-    silence_dbfs: float = Field(default=-55.0, lt=0.0)
+    silence_dbfs: float = Field(default=-70.0, lt=0.0)
     clipped_share: Share = 0.01
     max_quarantined_share: Share = 0.05
 
@@ -278,8 +279,8 @@ class ResCnnConfig(Section):
     architecture: Literal["rescnn"] = "rescnn"
     frontend: str = "logmel"
     recipes: list[str] = ["default"]
-    channels: list[PositiveInt] = Field(default=[24, 48, 96], min_length=1)
-    blocks: PositiveInt = 2
+    channels: list[PositiveInt] = Field(default=[16, 32, 64, 128], min_length=1)
+    blocks: PositiveInt = 1
     attention: PositiveInt = 64
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
 
@@ -463,6 +464,15 @@ class Config(Section):
             }
         )
 
+    @property
+    def feature_plan(self) -> dict[str, list[str]]:
+        """The recipes wanted of each frontend: always ``default``, and those that this run's models train on."""
+        plan: dict[str, list[str]] = {}
+        for model in [self.model, *([self.baseline.model] if self.baseline else [])]:
+            recipes = plan.setdefault(model.frontend, ["default"])
+            recipes += [recipe for recipe in model.recipes if recipe not in recipes]
+        return plan
+
     @model_validator(mode="after")
     def _names_are_known(self, info: ValidationInfo) -> Config:
         for label in self.data.labels or []:
@@ -537,6 +547,22 @@ def parse_section(kind: type[_S], tree: Any, where: str, sources: dict[str, str]
         line = _explain(kind, tree, problems[0], where, sources or {})
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ConfigError(line + more) from None
+
+
+def parse_model(text: str) -> ModelConfig:
+    """Read a model's configuration from JSON.
+
+    Raises:
+        ConfigError: it is none.
+    """
+
+    class Holder(Section):
+        model: ModelConfig
+
+    try:
+        return parse_section(Holder, {"model": json.loads(text)}, "model").model
+    except ValueError as error:
+        raise ConfigError(f"model: not JSON ({error})") from None
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any, override: str) -> None:

@@ -183,6 +183,7 @@ def read_audio(shard: str, ids: Iterable[str] | None = None) -> Iterator[tuple[s
 
     Raises:
         StorageError: the shard is missing or damaged.
+        AudioError: an utterance's stored audio is damaged.
     """
     wanted = None if ids is None else set(ids)
     seen: set[str] = set()
@@ -197,7 +198,7 @@ def read_audio(shard: str, ids: Iterable[str] | None = None) -> Iterator[tuple[s
                     if name in seen or (wanted is not None and name not in wanted):
                         continue
                     seen.add(name)
-                    yield name, _stored_waveform(value["bytes"].as_py())
+                    yield name, _stored_waveform(value["bytes"].as_py(), f"{shard}, utterance {name[:12]}")
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{shard}: damaged shard ({error})") from None
 
@@ -366,13 +367,16 @@ def _check_rejects(rejects: int, accepted: int, first: str, limit: float) -> Non
         )
 
 
-def _stored_waveform(flac: bytes) -> Waveform:
+def _stored_waveform(flac: bytes, name: str) -> Waveform:
     """Decode what :func:`encode_flac` wrote: already within limits, mono, exact."""
     import io
 
     import soundfile
 
-    samples, rate = soundfile.read(io.BytesIO(flac), dtype="float64")
+    try:
+        samples, rate = soundfile.read(io.BytesIO(flac), dtype="float64")
+    except soundfile.LibsndfileError as error:
+        raise AudioError("damaged", f"{name}: its stored audio is damaged ({error.error_string})") from None
     return canonical(samples, rate)
 
 

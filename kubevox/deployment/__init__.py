@@ -1,0 +1,1 @@
+"""Deployment: from an accepted bundle to the champion, with evidence, or not at all."""

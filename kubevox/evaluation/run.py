@@ -1,0 +1,313 @@
+"""Score a bundle on the test split, judge it, and keep the evidence.
+
+The only code that scores test rows. ``<store>/evaluations/<key>/`` holds ``evaluation.json`` (every figure, the
+verdict), ``predictions.parquet`` (a row a test utterance) and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kubevox import storage
+from kubevox.config import EvaluateConfig, FeaturesConfig, GateConfig
+from kubevox.data.audio import Waveform
+from kubevox.data.dataset import read_audio
+from kubevox.data.splits import Split, load_split
+from kubevox.errors import BundleError, StorageError
+from kubevox.evaluation.gate import Figures, Verdict, comparison_problem, judge
+from kubevox.evaluation.report import ScoredModel, render_report
+from kubevox.evaluation.scores import Cost, Predictions, Scores, score
+from kubevox.progress import ProgressBar
+from kubevox.provenance import content_hash, git_commit
+
+if TYPE_CHECKING:
+    from kubevox.models.bundle import Bundle
+
+__all__ = ["Evaluation", "evaluate", "load_evaluation"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation.
+
+    Attributes:
+        uri: its folder in the store.
+        bundle_uri: what was judged.
+        split_uri: by which split.
+        scores: of the bundle on the test split.
+        cost: its parameters and latency.
+        verdict: the gate's.
+        baseline: the reference model's scores, or None.
+        champion: the champion's scores on the same test split, or None where there was nothing to compare.
+        reused: whether it had been made before.
+    """
+
+    uri: str
+    bundle_uri: str
+    split_uri: str
+    scores: Scores
+    cost: Cost
+    verdict: Verdict
+    baseline: Scores | None
+    champion: Scores | None
+    reused: bool = False
+
+    def headline(self) -> dict[str, float]:
+        """The figures that a person asks for first."""
+        figures = {
+            "test_uar": self.scores.uar.value,
+            "test_uar_low": self.scores.uar.low,
+            "test_uar_high": self.scores.uar.high,
+            "test_accuracy": self.scores.accuracy.value,
+            "test_macro_f1": self.scores.macro_f1.value,
+            "test_mcc": self.scores.mcc.value,
+            "test_worst_recall": self.scores.worst[1],
+            "test_calibration_error": self.scores.calibration_error,
+            "chance_uar": self.scores.chance_uar,
+            "parameters": float(self.cost.parameters),
+            "latency_p50_ms": self.cost.latency_p50_ms,
+            "latency_p95_ms": self.cost.latency_p95_ms,
+        }
+        for name, scores in (("baseline", self.baseline), ("champion", self.champion)):
+            if scores is not None:
+                figures |= {
+                    f"{name}_uar": scores.uar.value,
+                    f"{name}_uar_low": scores.uar.low,
+                    f"{name}_uar_high": scores.uar.high,
+                }
+        return figures
+
+    def probabilities(self) -> dict[str, list[float]]:
+        """Each test utterance's probabilities, by id."""
+        table = pq.read_table(storage.fetch(storage.join(self.uri, "predictions.parquet")))
+        return dict(zip(table["utterance"].to_pylist(), table["probabilities"].to_pylist(), strict=True))
+
+
+def load_evaluation(uri: str) -> Evaluation:
+    """Read an evaluation back.
+
+    Raises:
+        StorageError: there is none under the URI.
+    """
+    head = storage.join(uri, "evaluation.json")
+    if not storage.exists(head):
+        raise StorageError(f"{uri}: no evaluation here (no evaluation.json)")
+    content = storage.read_json(head)
+    return Evaluation(
+        uri=uri,
+        bundle_uri=content["bundle"],
+        split_uri=content["split"],
+        scores=Scores.from_dict(content["scores"]),
+        cost=Cost.from_dict(content["cost"]),
+        verdict=Verdict.from_dict(content["verdict"]),
+        baseline=Scores.from_dict(content["baseline"]) if content["baseline"] else None,
+        champion=Scores.from_dict(content["champion"]) if content["champion"] else None,
+    )
+
+
+def evaluate(
+    bundle_uri: str,
+    blocks: Sequence[str],
+    split_uri: str,
+    features: FeaturesConfig,
+    config: EvaluateConfig,
+    gate: GateConfig,
+    store: str,
+    baseline_uri: str = "",
+    champion_uri: str = "",
+) -> Evaluation:
+    """Score a bundle on the test split and put it before the gate.
+
+    Args:
+        bundle_uri: the challenger.
+        blocks: the feature indexes of the dataset's shards.
+        split_uri: the certified split; only its test rows are scored.
+        features: holds the recipe ``default``.
+        config: bootstrap, calibration and latency settings.
+        gate: the thresholds.
+        store: where the evidence goes.
+        baseline_uri: a reference model of the same run, or "".
+        champion_uri: the bundle in production, or "" where there is none; where it is the challenger itself there is
+            nothing to compare.
+
+    Raises:
+        SplitError: the split has no valid certificate.
+        BundleError: the bundle was made for other labels or another split.
+    """
+    split = load_split(split_uri)
+    champion_uri = "" if champion_uri == bundle_uri else champion_uri
+    hashes = [uri.rstrip("/").rpartition("/")[2] for uri in (bundle_uri, baseline_uri, champion_uri)]
+    key = content_hash([_FORMAT, split.hash, *hashes], config.digest(), gate.digest())
+    uri = storage.join(store, "evaluations", key)
+    if storage.exists(storage.join(uri, "evaluation.json")):
+        return _reused(load_evaluation(uri))
+    from kubevox.models.bundle import load_bundle
+
+    rows = split.of("test")
+    bundle = load_bundle(bundle_uri)
+    if bundle.spec.split_hash != split.hash or tuple(bundle.spec.labels) != split.labels:
+        raise BundleError(
+            f"bundle {bundle_uri} was not trained on split {split_uri}; its test rows are not this model's"
+        )
+
+    def from_blocks(candidate: Bundle) -> npt.NDArray[np.float32]:
+        import torch
+
+        from kubevox.features.blocks import load_features
+
+        values = load_features(
+            blocks, candidate.spec.frontend, features.recipes["default"], [row.id for row, _ in rows]
+        )
+        with torch.inference_mode():
+            return candidate.probabilities(values)
+
+    with ProgressBar("evaluate", 4, "parts") as bar:
+        predictions = _predictions(split, from_blocks(bundle))
+        scores = score(predictions, split.labels, config)
+        bar.update()
+        baseline = None
+        if baseline_uri:
+            reference = load_bundle(baseline_uri)
+            baseline = ScoredModel(
+                reference.spec.model.architecture,
+                score(_predictions(split, from_blocks(reference)), split.labels, config),
+                _cost(reference, split, config),
+            )
+        bar.update()
+        champion = problem = None
+        if champion_uri:
+            incumbent = load_bundle(champion_uri)
+            problem = comparison_problem(
+                incumbent.spec.labels, incumbent.spec.speakers, split.labels, split.speakers("test")
+            )
+            if problem is None:
+                # From the audio: the champion's frontend may be one that this run computes no blocks of.
+                answers = incumbent.predict([waveform for _, waveform in _test_audio(split, len(rows))])
+                champion = ScoredModel(
+                    incumbent.spec.model.architecture,
+                    score(_predictions(split, answers), split.labels, config),
+                    _cost(incumbent, split, config),
+                )
+        bar.update()
+        cost = _cost(bundle, split, config)
+        bar.update()
+    verdict = judge(
+        Figures.of(scores, cost),
+        gate,
+        Figures.of(champion.scores, champion.cost) if champion and champion.cost else None,
+        problem,
+    )
+    content: dict[str, Any] = {
+        "bundle": bundle_uri,
+        "split": split_uri,
+        "dataset": split.dataset.uri,
+        "synthetic": split.dataset.synthetic,
+        "baseline_bundle": baseline_uri or None,
+        "champion_bundle": champion_uri or None,
+        "scores": scores.to_dict(),
+        "cost": cost.to_dict(),
+        "baseline": baseline.scores.to_dict() if baseline else None,
+        "champion": champion.scores.to_dict() if champion else None,
+        "verdict": verdict.to_dict(),
+        "git_commit": git_commit(),
+    }
+    with storage.staging(store) as folder:
+        table = pa.table(
+            {
+                "utterance": list(predictions.ids),
+                "label": list(predictions.truth),
+                "predicted": [split.labels[i] for i in predictions.probabilities.argmax(axis=1)],
+                "probabilities": predictions.probabilities.astype(np.float32).tolist(),
+            },
+            schema=pa.schema(
+                [
+                    ("utterance", pa.string()),
+                    ("label", pa.string()),
+                    ("predicted", pa.string()),
+                    ("probabilities", pa.list_(pa.float32())),
+                ]
+            ),
+        )
+        pq.write_table(table, folder / "predictions.parquet", compression="zstd")
+        page = render_report(
+            task=bundle.spec.task,
+            model=ScoredModel(bundle.spec.model.architecture, scores, cost),
+            verdict=verdict,
+            certificate=split.certificate,
+            lineage={
+                "dataset": split.dataset.hash,
+                "split": split.hash,
+                "bundle": bundle.hash,
+                "training": bundle.spec.training_key,
+                "champion": champion_uri.rpartition("/")[2] or None,
+                "commit": git_commit(),
+            },
+            synthetic=split.dataset.synthetic,
+            baseline=baseline,
+            champion=champion,
+            curves=_curves(store, bundle),
+        )
+        (folder / "report.html").write_text(page, encoding="utf-8")
+        (folder / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        storage.publish(folder, uri, "evaluation.json")
+    return load_evaluation(uri)
+
+
+def _reused(evaluation: Evaluation) -> Evaluation:
+    import dataclasses
+
+    return dataclasses.replace(evaluation, reused=True)
+
+
+def _predictions(split: Split, probabilities: npt.NDArray[np.float32]) -> Predictions:
+    rows = split.of("test")
+    return Predictions(
+        ids=[utterance.id for utterance, _ in rows],
+        truth=[label for _, label in rows],
+        probabilities=probabilities,
+        speakers=[utterance.speaker for utterance, _ in rows],
+        corpora=[utterance.corpus for utterance, _ in rows],
+        sexes=[utterance.sex for utterance, _ in rows],
+    )
+
+
+def _test_audio(split: Split, most: int) -> list[tuple[str, Waveform]]:
+    """Test recordings in the order of the split's rows, the first ``most`` of them."""
+    ids = [utterance.id for utterance, _ in split.of("test")][:most]
+    found: dict[str, Waveform] = {}
+    for shard in split.dataset.shard_uris:
+        found |= dict(read_audio(shard, ids))
+    return [(name, found[name]) for name in ids]
+
+
+def _cost(bundle: Bundle, split: Split, config: EvaluateConfig) -> Cost:
+    """Time from waveform to probabilities, one recording at a time, after a few that warm up."""
+    waveforms = [waveform for _, waveform in _test_audio(split, config.latency_clips)]
+    for waveform in waveforms[:3]:
+        bundle.predict([waveform])
+    times = []
+    for waveform in waveforms:
+        started = time.perf_counter()
+        bundle.predict([waveform])
+        times.append(1000 * (time.perf_counter() - started))
+    return Cost(bundle.spec.parameters, float(np.percentile(times, 50)), float(np.percentile(times, 95)))
+
+
+def _curves(store: str, bundle: Bundle) -> list[dict[str, float | None]]:
+    """The epochs of the bundle's training, where the store remembers them."""
+    known = storage.recall(store, "train", bundle.spec.training_key) or {"history": []}
+    return [
+        {"lr" if name == "learning_rate" else name: value for name, value in epoch.items()}
+        for epoch in known["history"]
+    ]

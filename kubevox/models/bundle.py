@@ -1,0 +1,191 @@
+"""The deployable model: a folder named by its hash, with everything that a prediction needs.
+
+``bundle.json`` (task, labels, frontend, architecture, audio limits, temperature, what it was trained on) and
+``model.safetensors`` (weights and normalisation). The evaluator, the model server and the command line all predict
+through :class:`Bundle`; there is no second copy of any step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from kubevox import storage
+from kubevox.config import AudioLimits, FrontendConfig, ModelConfig, Section, parse_section
+from kubevox.errors import BundleError, ConfigError, StorageError
+from kubevox.features.frontends import Frontend, build_frontend
+from kubevox.models import build_network
+from kubevox.provenance import content_hash
+
+if TYPE_CHECKING:
+    from kubevox.data.audio import Waveform
+
+__all__ = ["Bundle", "BundleSpec", "Classifier", "fit_temperature", "load_bundle", "save_bundle"]
+
+_FORMAT = 1
+_BATCH = 32
+
+
+class BundleSpec(Section):
+    """What ``bundle.json`` says.
+
+    Attributes:
+        frontend_version: the frontend's version when the model was trained; another version would give other numbers.
+        shape: one feature's shape.
+        temperature: the logits are divided by it before the softmax (Guo et al. 2017).
+        speakers: whom the model was trained on or chosen by (train and validation).
+        synthetic: whether any of them is a machine.
+    """
+
+    format: int = _FORMAT
+    task: str
+    labels: list[str]
+    frontend: FrontendConfig
+    frontend_version: int
+    shape: list[int]
+    model: ModelConfig
+    parameters: int
+    temperature: float = Field(gt=0.0)
+    limits: AudioLimits
+    dataset_hash: str
+    split_hash: str
+    training_key: str
+    speakers: list[str]
+    synthetic: bool
+
+
+class Classifier(nn.Module):
+    """Normalisation and network: float32 features [batch, *shape] to logits [batch, labels]."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+
+    def normalise(self, features: Tensor) -> Tensor:
+        """Zero mean and unit variance by the training rows' figures."""
+        return (features - self.mean) / self.scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of raw features."""
+        return self.network(self.normalise(features))
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A loaded bundle."""
+
+    uri: str
+    hash: str
+    spec: BundleSpec
+    classifier: Classifier
+    frontend: Frontend
+
+    def probabilities(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Calibrated probabilities [N, labels] of features [N, *shape]."""
+        logits = [
+            self.classifier(torch.from_numpy(np.ascontiguousarray(batch)).to(self.frontend.device)).double()
+            for batch in np.array_split(features, range(_BATCH, len(features), _BATCH))
+            if len(batch)
+        ]
+        if not logits:
+            return np.empty((0, len(self.spec.labels)), np.float32)
+        return torch.softmax(torch.cat(logits) / self.spec.temperature, dim=-1).float().cpu().numpy()
+
+    def features(self, waveforms: Sequence[Waveform]) -> npt.NDArray[np.float32]:
+        """Features [N, *shape] of canonical waveforms, as the training rows' were computed.
+
+        Raises:
+            AudioError: a recording is too short for the frontend.
+        """
+        return self.frontend.extract([self.frontend.prepare(waveform) for waveform in waveforms], _BATCH)
+
+    def predict(self, waveforms: Sequence[Waveform]) -> npt.NDArray[np.float32]:
+        """Calibrated probabilities [N, labels] of canonical waveforms.
+
+        Raises:
+            AudioError: a recording is too short for the frontend.
+        """
+        with torch.inference_mode():
+            return self.probabilities(self.features(waveforms))
+
+
+def save_bundle(classifier: Classifier, spec: BundleSpec, store: str) -> str:
+    """Publish a bundle; the same model with the same description has the same URI.
+
+    Returns:
+        The bundle's URI.
+    """
+    weights = save({name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()})
+    text = json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    uri = storage.join(store, "bundles", content_hash(text.encode(), weights))
+    with storage.staging(store) as folder:
+        (folder / "bundle.json").write_text(text, encoding="utf-8")
+        (folder / "model.safetensors").write_bytes(weights)
+        storage.publish(folder, uri, "bundle.json")
+    return uri
+
+
+def load_bundle(uri: str, device: str = "cpu") -> Bundle:
+    """Load a bundle and check that its content has the hash that it is named by.
+
+    Args:
+        uri: the bundle's folder: in a store, or a copy of it under any name.
+        device: "cpu", "cuda" or "auto".
+
+    Raises:
+        BundleError: it is missing, damaged, or made by a frontend of another version.
+    """
+    try:
+        folder = storage.fetch(uri.rstrip("/"))
+        text = (folder / "bundle.json").read_bytes()
+        weights = (folder / "model.safetensors").read_bytes()
+    except (OSError, StorageError) as error:
+        raise BundleError(f"bundle {uri}: cannot be read ({error})") from None
+    digest = content_hash(text, weights)
+    named = uri.rstrip("/").rpartition("/")[2]
+    if len(named) == len(digest) and named != digest:
+        raise BundleError(f"bundle {uri}: damaged: its content has the hash {digest[:12]}")
+    try:
+        spec = parse_section(BundleSpec, json.loads(text), f"{uri}/bundle.json")
+        frontend = build_frontend(spec.frontend, device)
+        network = build_network(spec.model, tuple(spec.shape), len(spec.labels))
+        state = load_file(folder / "model.safetensors")
+        classifier = Classifier(network, torch.zeros_like(state["mean"]), torch.ones_like(state["scale"]))
+        classifier.load_state_dict(state)
+    except (ConfigError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise BundleError(f"bundle {uri}: damaged: {' '.join(str(error).split())}") from None
+    if spec.frontend_version != frontend.version:
+        raise BundleError(
+            f"bundle {uri}: trained with version {spec.frontend_version} of the {spec.frontend.kind} frontend, this is "
+            f"version {frontend.version}; train again"
+        )
+    classifier.eval().to(frontend.device)
+    return Bundle(uri.rstrip("/"), digest, spec, classifier, frontend)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature that minimises the negative log-likelihood (Guo et al. 2017, section 4.2).
+
+    Args:
+        logits: float [N, labels].
+        labels: int64 [N].
+    """
+    logits = logits.detach().double()
+    candidates = torch.logspace(-1, 1, 401, dtype=torch.float64)
+    losses = torch.stack([nn.functional.cross_entropy(logits / t, labels) for t in candidates])
+    return round(float(candidates[losses.argmin()]), 4)

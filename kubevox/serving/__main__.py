@@ -1,0 +1,42 @@
+"""What a serving image runs: ``python -m kubevox.serving --model_name emotion --model_dir /mnt/models``.
+
+The flags are those that KServe's runtimes use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from kubevox.errors import KubevoxError
+
+
+def main() -> None:
+    """Parse the flags and serve."""
+    parser = argparse.ArgumentParser(prog="python -m kubevox.serving", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--model_name", required=True, help="the model's name in the URL")
+    parser.add_argument("--model_dir", default="/mnt/models", help="the bundle: a folder or s3://bucket/prefix/HASH")
+    parser.add_argument("--model_version", default="unregistered", help="the registered version, told in every answer")
+    parser.add_argument("--host", default="0.0.0.0", help="the address to listen on (a pod's: all)")  # noqa: S104
+    parser.add_argument("--http_port", type=int, default=8080, help="the HTTP port")
+    parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda"], help="where the model runs")
+    parser.add_argument("--max_instances", type=int, default=64, help="recordings a request may hold")
+    flags = parser.parse_args()
+    try:
+        from kubevox.serving.server import serve
+
+        serve(
+            flags.model_dir,
+            flags.model_name,
+            flags.model_version,
+            flags.host,
+            flags.http_port,
+            flags.device,
+            flags.max_instances,
+        )
+    except KubevoxError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
