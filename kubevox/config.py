@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
+from pydantic_core import PydanticCustomError
 
 from kubevox.errors import ConfigError
 from kubevox.provenance import canonical_json, content_hash
@@ -58,10 +59,35 @@ _S = TypeVar("_S", bound=BaseModel)
 Device = Literal["auto", "cpu", "cuda"]
 
 
+def _holds_bool(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list) and any(map(_holds_bool, value)))
+
+
+def _refusal(key: str, value: Any, why: str) -> PydanticCustomError:
+    """What a section's validator raises about one of its keys, so that the error can name it like any other."""
+    return PydanticCustomError("refused", "{why}", {"key": key, "value": value, "why": why})
+
+
+def _refuse_empty_range(section: Section, low: str, high: str) -> None:
+    least, most = getattr(section, low), getattr(section, high)
+    if least > most:
+        raise _refusal(low, least, f"must not exceed {high} = {most:g}")
+
+
 class Section(BaseModel):
     """A part of the configuration: immutable, closed to unknown keys, hashable by content."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        # Python, and so pydantic, takes true for 1.
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if field and _holds_bool(value) and bool not in (field.annotation, *get_args(field.annotation)):
+                raise _refusal(name, value, "this key takes no true or false")
+        return values
 
     def to_json(self) -> str:
         """The section as canonical JSON: equal sections give equal text."""
@@ -105,7 +131,7 @@ class TaskConfig(Section):
         for corpus, mapping in self.map.items():
             for raw, label in mapping.items():
                 if label is not None and label not in self.labels:
-                    raise ValueError(f"map.{corpus}.{raw} leads to {label!r}, which is not among labels {self.labels}")
+                    raise _refusal(f"map.{corpus}.{raw}", label, f"not among task.labels {self.labels}")
         return self
 
     def label_of(self, corpus: str, raw: str | None) -> tuple[bool, str | None]:
@@ -134,10 +160,8 @@ class AudioLimits(Section):
 
     @model_validator(mode="after")
     def _bounds_are_ordered(self) -> AudioLimits:
-        if self.min_duration_s >= self.max_duration_s:
-            raise ValueError("min_duration_s must be below max_duration_s")
-        if self.min_sample_rate > self.max_sample_rate:
-            raise ValueError("min_sample_rate must not exceed max_sample_rate")
+        _refuse_empty_range(self, "min_duration_s", "max_duration_s")
+        _refuse_empty_range(self, "min_sample_rate", "max_sample_rate")
         return self
 
 
@@ -171,6 +195,12 @@ class ValidateConfig(Section):
     clipped_share: Share = 0.01
     max_quarantined_share: Share = 0.05
 
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> ValidateConfig:
+        _refuse_empty_range(self, "min_duration_s", "max_duration_s")
+        _refuse_empty_range(self, "min_bytes", "max_bytes")
+        return self
+
 
 class SplitConfig(Section):
     """How speakers are divided."""
@@ -184,7 +214,11 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> SplitConfig:
         if self.validation_share + self.test_share >= 1.0:
-            raise ValueError("validation_share + test_share must leave something to train on")
+            raise _refusal(
+                "validation_share",
+                self.validation_share,
+                f"with test_share = {self.test_share:g} it leaves nothing to train on",
+            )
         return self
 
 
@@ -204,7 +238,7 @@ class StatisticsConfig(Section):
     @model_validator(mode="after")
     def _no_more_mfccs_than_mels(self) -> StatisticsConfig:
         if self.mfccs > self.mels:
-            raise ValueError("mfccs must not exceed mels")
+            raise _refusal("mfccs", self.mfccs, f"must not exceed mels = {self.mels}")
         return self
 
 
@@ -225,7 +259,11 @@ class LogMelConfig(Section):
     @model_validator(mode="after")
     def _band_fits(self) -> LogMelConfig:
         if not self.fmin_hz < self.fmax_hz <= self.sample_rate / 2:
-            raise ValueError(f"fmin_hz < fmax_hz <= sample_rate / 2 = {self.sample_rate / 2:g} must hold")
+            raise _refusal(
+                "fmax_hz",
+                self.fmax_hz,
+                f"must be above fmin_hz = {self.fmin_hz:g} and at most sample_rate / 2 = {self.sample_rate / 2:g}",
+            )
         return self
 
 
@@ -301,7 +339,7 @@ class Cnn1dConfig(Section):
     @model_validator(mode="after")
     def _a_stride_for_each_filter(self) -> Cnn1dConfig:
         if [len(block) for block in self.filters] != [len(block) for block in self.strides]:
-            raise ValueError("strides must have the same shape as filters")
+            raise _refusal("strides", self.strides, f"must have the same shape as filters = {self.filters}")
         return self
 
 
@@ -474,29 +512,27 @@ class Config(Section):
         return plan
 
     @model_validator(mode="after")
-    def _names_are_known(self, info: ValidationInfo) -> Config:
-        for label in self.data.labels or []:
+    def _names_are_known(self) -> Config:
+        selected = self.data.labels
+        for label in selected or []:
             if label not in self.task.labels:
-                raise ValueError(f"data.labels: {label!r} is not among task.labels {self.task.labels}")
-        if self.data.labels is not None and len(set(self.data.labels)) < 2:
-            raise ValueError("data.labels: needs at least two labels")
+                raise _refusal("data.labels", selected, f"{label!r} is not among task.labels {self.task.labels}")
+        if selected is not None and not 2 <= len(selected) == len(set(selected)):
+            raise _refusal("data.labels", selected, "name at least two labels, each once")
         models = {"model": self.model} | ({"baseline.model": self.baseline.model} if self.baseline else {})
         for where, model in models.items():
-            if model.frontend not in self.features.frontends:
-                raise ValueError(
-                    f"{where}.frontend: {model.frontend!r} is not among features.frontends "
-                    f"{sorted(self.features.frontends)}"
-                )
+            frontend, frontends = model.frontend, self.features.frontends
+            if frontend not in frontends:
+                raise _refusal(f"{where}.frontend", frontend, f"not among features.frontends {sorted(frontends)}")
             needed = "statistics" if model.architecture == "cnn1d" else "logmel"
-            if self.features.frontends[model.frontend].kind != needed:
-                raise ValueError(f"{where}.frontend: {model.architecture} needs a frontend of kind {needed!r}")
+            if frontends[frontend].kind != needed:
+                raise _refusal(f"{where}.frontend", frontend, f"{model.architecture} needs one of kind {needed!r}")
             for recipe in model.recipes:
                 if recipe not in self.features.recipes:
-                    raise ValueError(
-                        f"{where}.recipes: {recipe!r} is not among features.recipes {sorted(self.features.recipes)}"
-                    )
+                    known = sorted(self.features.recipes)
+                    raise _refusal(f"{where}.recipes", model.recipes, f"{recipe!r} is not in features.recipes {known}")
             if len(set(model.recipes)) != len(model.recipes) or not model.recipes:
-                raise ValueError(f"{where}.recipes: name each recipe once, and at least one")
+                raise _refusal(f"{where}.recipes", model.recipes, "name at least one recipe, each once")
         return self
 
 
@@ -512,9 +548,9 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _YamlLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections such as task:, data:, train:, found {type(tree).__name__}")
     sources: dict[str, str] = {}
@@ -526,7 +562,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: value is not valid YAML: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"--set {override}: value is not valid YAML: {_yaml_problem(error)}") from None
         _put(tree, key.split("."), parsed, f"--set {override}")
         sources[key] = f"--set {key}"
     return parse_section(Config, tree, str(path), sources)
@@ -543,10 +579,10 @@ def parse_section(kind: type[_S], tree: Any, where: str, sources: dict[str, str]
     except PydanticError as error:
         problems = error.errors(include_url=False)
         # An unknown key explains more than the complaints that follow from it.
-        problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+        problems.sort(key=lambda problem: problem["type"] not in ("extra_forbidden", "invalid_key"))
         line = _explain(kind, tree, problems[0], where, sources or {})
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(line + more) from None
+        raise ConfigError(" ".join(line.splitlines()) + more) from None
 
 
 def parse_model(text: str) -> ModelConfig:
@@ -563,6 +599,23 @@ def parse_model(text: str) -> ModelConfig:
         return parse_section(Holder, {"model": json.loads(text)}, "model").model
     except ValueError as error:
         raise ConfigError(f"model: not JSON ({error})") from None
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; by itself YAML would silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"line {mark.line + 1}: {problem}" if mark and problem else " ".join(str(error).split())
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any, override: str) -> None:
@@ -600,31 +653,51 @@ def _explain(kind: type[BaseModel], tree: Any, problem: Any, where: str, sources
         node = _child(node, part)
         if problem["type"] == "missing" and node is None:
             break
+    given = problem["input"]
+    if problem["type"] == "refused":
+        location += problem["ctx"]["key"].split(".")
+        given = problem["ctx"]["value"]
     key = ".".join(str(part) for part in location) or "(top level)"
-    place = next((name for prefix, name in sources.items() if key == prefix or key.startswith(prefix + ".")), where)
+    place = _place(key, where, sources, problem["type"])
     known = sorted(_known_keys(kind, tree))
     if problem["type"] == "extra_forbidden":
         nearest = _nearest(key, known)
         hint = f"; did you mean '{nearest}'?" if nearest else ""
-        return f"{place}: unknown key '{key}' (value {_short(problem['input'])}){hint}"
+        return f"{place}: unknown key '{key}' (value {_short(given)}){hint}"
+    if problem["type"] == "invalid_key" or location[-1:] == ["[key]"]:
+        section = ".".join(str(part) for part in location[:-2]) or "the top level"
+        return f"{place}: key {given!r} in {section} is no text; put it in quotes (YAML takes a bare no for false)"
     if problem["type"] == "missing":
         missing = ".".join(str(part) for part in problem["loc"] if part not in _tags_along(tree, problem["loc"]))
         return f"{place}: key '{missing}' is missing"
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         expected = problem.get("ctx", {}).get("expected_tags", "")
         discriminator = str(problem.get("ctx", {}).get("discriminator", "")).strip("'")
-        given = node.get(discriminator) if isinstance(node, dict) else node
-        choices = [tag.strip(" '") for tag in expected.split(",")] if expected else []
-        nearest = _nearest(str(given), choices) if given is not None else None
+        tag = node.get(discriminator) if isinstance(node, dict) else node
+        place = _place(f"{key}.{discriminator}", where, sources, problem["type"])
+        choices = [choice.strip(" '") for choice in expected.split(",")] if expected else []
+        nearest = _nearest(str(tag), choices) if tag is not None else None
         hint = f"; did you mean '{nearest}'?" if nearest else ""
         options = f": expected one of {', '.join(choices)}" if choices else ": this key is needed"
-        return f"{place}: '{key}.{discriminator}' = {_short(given)}{options}{hint}"
+        return f"{place}: '{key}.{discriminator}' = {_short(tag)}{options}{hint}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    if not location or isinstance(problem["input"], (dict, BaseModel)):
-        return f"{place}: '{key}': {message}" if location else f"{place}: {message}"
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = "expected a section of keys"
     nearest_valid = _nearest(key, known) or key
-    return f"{place}: '{key}' = {_short(problem['input'])}: {message} (nearest valid key: '{nearest_valid}')"
+    return f"{place}: '{key}' = {_short(given)}: {message} (nearest valid key: '{nearest_valid}')"
+
+
+def _place(key: str, where: str, sources: dict[str, str], problem: str) -> str:
+    """Who is to blame for a key: the file, or the overrides that set it or stand beside it."""
+    setters = [name for override, name in sources.items() if f"{key}.".startswith(f"{override}.")]
+    if setters:
+        return setters[-1]
+    section = key if problem == "extra_forbidden" else key.rpartition(".")[0]
+    beside = [name for override, name in sources.items() if override.startswith(f"{section}.")]
+    if problem == "extra_forbidden":
+        return beside[-1] if beside else where  # a section that only an override speaks of
+    return f"{where} with {', '.join(beside)}" if problem == "refused" and beside else where
 
 
 def _tags(node: dict[str, Any]) -> set[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -124,7 +124,7 @@ def _source(word: str, config: Config) -> CorpusSource:
         raise ConfigError(f"--corpora {word!r}: expected name=folder, such as ravdess=/data/ravdess") from None
 
 
-def _fail(error: KubevoxError, code: int = 1) -> None:
+def _fail(error: KubevoxError, code: int = 1) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(code)
 

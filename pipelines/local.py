@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,10 @@ def run_locally(config: Config, work_dir: Path, pipeline: Any = None) -> RunOutc
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "kfp"), raise_on_error=True)
     view = RunView(folder / "log.txt", sys.stderr)
     error: str | None = None
-    with _environment(KUBEVOX_EVENTS="1", PYTHONUNBUFFERED="1"), contextlib.redirect_stdout(view):
+    quiet = warnings.catch_warnings()
+    with _environment(KUBEVOX_EVENTS="1", PYTHONUNBUFFERED="1"), contextlib.redirect_stdout(view), quiet:
+        # Display names are for the cluster's UI; that the local runner ignores them needs no line a task.
+        warnings.filterwarnings("ignore", message=".*no effect in the current local runner.*")
         try:
             (pipeline or training_pipeline)(**arguments(config, store, tracking))
         except RuntimeError as failure:

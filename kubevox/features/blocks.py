@@ -6,13 +6,14 @@ checksum lies in the file's metadata and is compared whenever it is read. The fi
 of the key: a CPU and a GPU agree within the tolerance of float32.
 
 What a shard's extraction leaves for training is an index, ``<store>/features/index/<hash>.json``: a few lines that name
-the blocks.
+the blocks by their keys, so that a store can be moved.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kubevox import storage
-from kubevox.config import FeaturesConfig, FrontendConfig, RecipeConfig, Section
+from kubevox.config import FeaturesConfig, FrontendConfig, RecipeConfig, Section, parse_section
 from kubevox.data.dataset import read_audio, read_utterances
 from kubevox.errors import AudioError, ConfigError, StorageError
 from kubevox.features.augmentation import augment
@@ -44,8 +45,12 @@ _CHUNK = 128  # utterances decoded before they are computed and written; bounds 
 
 
 class Block(Section):
-    """One feature block as an index describes it; ``frontend`` and ``recipe`` are the names the run's config gave."""
+    """One feature block as an index describes it; ``frontend`` and ``recipe`` are the names the run's config gave.
 
+    ``uri`` is where the block lies beside the index it was read from; an index holds the key only.
+    """
+
+    key: str
     uri: str
     rows: int
     frontend: str
@@ -125,13 +130,15 @@ def extract_shard(
             continue
         block = _describe(features, frontend, recipe, ids, store)
         blocks.append(block)
-        if not (there := storage.exists(block.uri)) or not _is_sound(block.uri):
+        if not (there := storage.exists(block.uri)) or not _is_sound(block):
             pending.append(_Task(block, frozenset(ids), damaged=there))
     if pending:
         _compute(shard_uri, pending, features, store, source_ids)
-    content = {"format": _FORMAT, "blocks": [block.model_dump(mode="json") for block in blocks]}
+    content = {"format": _FORMAT, "blocks": [block.model_dump(mode="json", exclude={"uri"}) for block in blocks]}
+    data = canonical_json(content).encode()
     uri = storage.join(store, "features", "index", f"{content_hash(content)}.json")
-    storage.create(uri, canonical_json(content).encode())
+    if not storage.create(uri, data) and storage.read_bytes(uri) != data:
+        storage.write_bytes(uri, data)  # what was there is damaged
     return BlockIndex(uri, tuple(blocks), computed=len(pending), reused=len(blocks) - len(pending))
 
 
@@ -142,8 +149,11 @@ def read_index(uri: str) -> BlockIndex:
         StorageError: it is missing or damaged.
     """
     content = storage.read_json(uri)
+    store = uri.rpartition("/features/index/")[0]
     try:
-        blocks = tuple(Block.from_json(canonical_json(block)) for block in content["blocks"])
+        blocks = tuple(
+            parse_section(Block, {**block, "uri": _uri_of(store, block["key"])}, "block") for block in content["blocks"]
+        )
     except (ConfigError, KeyError, TypeError) as error:
         raise StorageError(f"{uri}: not an index of feature blocks ({error})") from None
     return BlockIndex(uri, blocks)
@@ -177,8 +187,8 @@ def load_features(
         rows.setdefault(id, []).append(row)
     values = np.empty((len(ids), *feature_shape(blocks[0].frontend_config)), np.float32)
     missing = set(rows)
-    for uri in dict.fromkeys(block.uri for block in blocks):
-        for names, group in _read(uri):
+    for block in {block.key: block for block in blocks}.values():
+        for names, group in _read(block):
             for name, value in zip(names, group, strict=True):
                 for row in rows.get(name, ()):
                     values[row] = value
@@ -201,8 +211,8 @@ class _Task:
 class _BlockWriter:
     """Writes a block's rows, a row group at a time, into a file that nobody sees yet."""
 
-    def __init__(self, path: Path, key: str, config: FrontendConfig) -> None:
-        self.path, self._key, self._shape = path, key, feature_shape(config)
+    def __init__(self, path: Path, config: FrontendConfig) -> None:
+        self.path, self._shape = path, feature_shape(config)
         self._type = pa.fixed_shape_tensor(pa.float32(), self._shape)
         self._schema = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("values", self._type)])
         self._digest = hashlib.sha256()
@@ -225,7 +235,7 @@ class _BlockWriter:
         """Write the metadata and close the file."""
         description = {
             "format": _FORMAT,
-            "key": self._key,
+            "key": block.key,
             "frontend": {"config": block.frontend_config.model_dump(mode="json"), "version": block.frontend_version},
             "recipe": block.recipe_config.model_dump(mode="json"),
             "shape": list(self._shape),
@@ -257,7 +267,8 @@ def _describe(features: FeaturesConfig, frontend: str, recipe: str, ids: Collect
     config, version = features.frontends[frontend], frontend_version(features.frontends[frontend])
     key = block_key(ids, config, version, features.recipes[recipe])
     return Block(
-        uri=storage.join(store, "features", f"{key}.parquet"),
+        key=key,
+        uri=_uri_of(store, key),
         rows=len(ids),
         frontend=frontend,
         frontend_config=config,
@@ -277,8 +288,7 @@ def _compute(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(storage.staging(store))
         writers = [
-            _BlockWriter(folder / f"{index}.parquet", _key_of(task.block.uri), task.block.frontend_config)
-            for index, task in enumerate(tasks)
+            _BlockWriter(folder / f"{index}.parquet", task.block.frontend_config) for index, task in enumerate(tasks)
         ]
         for writer in writers:
             stack.callback(writer.close)
@@ -321,49 +331,39 @@ def _write_chunk(
             writer.add([id for id, _ in chosen], frontends[config].extract(samples, batch_size))
 
 
-def _read(uri: str) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+def _read(block: Block) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
     """A block's row groups: ids, and float32 [rows, *shape]. The checksum is compared after the last one.
 
     Raises:
-        StorageError: the block is missing or damaged; take back what was read.
+        StorageError: the block is missing or damaged; what was read before must not be used.
     """
-    path = storage.fetch(uri)
+    path = storage.fetch(block.uri)
     try:
         with pq.ParquetFile(path) as file:
-            description = _description(file, uri)
+            description = json.loads(file.metadata.metadata[b"kubevox"])
+            if description["key"] != block.key:
+                raise ValueError("it holds another block's content")
             digest = hashlib.sha256()
-            rows = 0
             for number in range(file.num_row_groups):
                 group = file.read_row_group(number, columns=["id", "values"])
                 ids = group.column("id").to_pylist()
                 values = group.column("values").combine_chunks().to_numpy_ndarray()
                 _digest_rows(digest, ids, values)
-                rows += len(ids)
                 yield ids, values
-        if rows != description["rows"] or digest.hexdigest() != description["sha256"]:
-            raise _damaged(uri, path, "its checksum does not match its content")
+            if digest.hexdigest() != description["sha256"]:
+                raise ValueError("its checksum does not match its content")
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(uri, path, " ".join(str(error).split())) from None
+        if str(path) != block.uri:
+            path.unlink(missing_ok=True)  # a copy in the cache: the next reader fetches the original again
+        why = " ".join(str(error).split())
+        raise StorageError(
+            f"{block.uri}: damaged feature block ({why}); run extract_features again to replace it"
+        ) from None
 
 
-def _description(file: pq.ParquetFile, uri: str) -> dict[str, Any]:
-    import json
-
-    description = json.loads(file.metadata.metadata[b"kubevox"])
-    if description["key"] != _key_of(uri):
-        raise ValueError("it holds another block's content")
-    return description
-
-
-def _damaged(uri: str, path: Path, why: str) -> StorageError:
-    if str(path) != uri:
-        path.unlink(missing_ok=True)  # a copy in the cache: the next reader fetches the original again
-    return StorageError(f"{uri}: damaged feature block ({why}); run extract_features again to replace it")
-
-
-def _is_sound(uri: str) -> bool:
+def _is_sound(block: Block) -> bool:
     try:
-        for _ in _read(uri):
+        for _ in _read(block):
             pass
     except StorageError as error:
         note(str(error).partition(";")[0] + "; computing it again")
@@ -377,8 +377,8 @@ def _digest_rows(digest: Any, ids: Iterable[str], values: npt.NDArray[np.float32
         digest.update(np.ascontiguousarray(value, dtype="<f4").data)
 
 
-def _key_of(uri: str) -> str:
-    return uri.rpartition("/")[2].removesuffix(".parquet")
+def _uri_of(store: str, key: str) -> str:
+    return storage.join(store, "features", f"{key}.parquet")
 
 
 def _is_frontend(block: Block, frontend: str | FrontendConfig) -> bool:

@@ -1,0 +1,174 @@
+"""``kubevox``: what a person does without a pipeline: ask the champion, serve it, check a configuration."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+import kubevox
+from kubevox.errors import AudioError, KubevoxError, RegistryError
+
+if TYPE_CHECKING:
+    from kubevox.config import Config
+    from kubevox.registry import ModelVersion
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Speech classification on Kubeflow: ask the champion, serve it, check a configuration.\n\n"
+    "Models are trained by `make run` (python -m pipelines run).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", help="The configuration of the run that trained the champion.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one value, such as train.epochs=5; can be repeated.")
+]
+BundleOption = Annotated[
+    str | None, typer.Option("--bundle", help="A bundle's URI to use in place of the registry's champion.")
+]
+
+
+@app.command()
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="Recordings: WAV, FLAC, Ogg or MP3.", show_default=False)],
+    config: ConfigOption = Path("configs/emotion.yaml"),
+    set_: SetOption = None,
+    bundle: BundleOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a recording.")] = False,
+) -> None:
+    """Classify recordings with the champion, here and now, without a server.
+
+    Exits with 1 where a recording could not be used; the others are answered all the same.
+    """
+    uri, _ = _resolve(config, set_, bundle)
+    from kubevox.data.audio import decode
+    from kubevox.models.bundle import load_bundle
+
+    model = load_bundle(uri, "auto")
+    failures = 0
+    for file in files:
+        try:
+            waveform, _ = decode(_read(file), model.spec.limits, str(file))
+            row = model.predict([waveform])[0]
+        except AudioError as error:
+            message = str(error) if str(file) in str(error) else f"{file}: {error}"
+            print(f"error: {message}", file=sys.stderr)
+            failures += 1
+            continue
+        probabilities = {label: round(float(p), 4) for label, p in zip(model.spec.labels, row, strict=True)}
+        ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+        if as_json:
+            print(json.dumps({"file": str(file), "label": ranked[0][0], "probabilities": probabilities}))
+        else:
+            others = ", ".join(f"{label} {p:.2f}" for label, p in ranked[1:3])
+            print(f"{file}  {ranked[0][0]} {ranked[0][1]:.2f}  ({others})")
+    if failures:
+        sys.exit(1)
+
+
+@app.command()
+def serve(
+    config: ConfigOption = Path("configs/emotion.yaml"),
+    set_: SetOption = None,
+    bundle: BundleOption = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The HTTP port.")] = 8080,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+) -> None:
+    """Serve the champion with KServe's model server: V1 :predict and V2 infer, until Ctrl-C."""
+    uri, version = _resolve(config, set_, bundle)
+    from kubevox.models.bundle import load_bundle
+    from kubevox.serving.server import serve as serve_bundle
+
+    name = load_bundle(uri).spec.task
+    number = version.version if version else "unregistered"
+    print(f"serving {name} version {number} at http://{host}:{port}/v1/models/{name}:predict", file=sys.stderr)
+    serve_bundle(uri, name, number, host, port, device)
+
+
+@app.command("config")
+def config_(
+    file: Annotated[Path, typer.Argument(help="A configuration, such as configs/emotion.yaml.")],
+    set_: SetOption = None,
+) -> None:
+    """Check a configuration and print it whole, with overrides and defaults filled in."""
+    settings = _load(file, set_)
+    import yaml
+
+    from kubevox.data.corpora import open_corpus
+
+    for source in settings.data.corpora:
+        try:
+            open_corpus(source, str(file))
+        except KubevoxError as error:
+            _fail(error, 2)
+
+    print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if version:
+        print(f"kubevox {kubevox.__version__}")
+        sys.exit(0)
+
+
+def _load(file: Path, overrides: list[str] | None) -> Config:
+    from kubevox.config import load_config
+
+    try:
+        return load_config(file, overrides or [])
+    except KubevoxError as error:
+        _fail(error, 2)
+
+
+def _resolve(config: Path, overrides: list[str] | None, bundle: str | None) -> tuple[str, ModelVersion | None]:
+    """The bundle to use, and its registered version where the registry was asked."""
+    if bundle is not None:
+        return bundle, None
+    settings = _load(config, overrides)
+    from kubevox.registry import Registry
+
+    champion = Registry(settings.tracking.uri).champion(settings.registered_model)
+    if champion is None:
+        raise RegistryError(
+            f"no champion of {settings.registered_model} in {settings.tracking.uri}; train one: make run "
+            f"TASK={settings.task.name}"
+        )
+    return champion.bundle_uri, champion
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise AudioError("unreadable", f"{file}: {error.strerror or error}") from None
+
+
+def _fail(error: KubevoxError, code: int = 1) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Run the command line; a user's error is one line on standard error."""
+    try:
+        app(prog_name="kubevox")
+    except KubevoxError as error:
+        _fail(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The ``statistics`` frontend against librosa 0.11, value by value; the measure is that of the benchmark."""
+
+import importlib.util
+import io
+from pathlib import Path
+from types import ModuleType
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+from generated_speech import recording, speech_like
+
+from kubevox.config import AudioLimits, LogMelConfig, StatisticsConfig
+from kubevox.data.audio import Waveform, canonical, decode
+from kubevox.features import build_frontend, features_of
+
+CONFIG = StatisticsConfig()
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "feature_parity.py"
+    spec = importlib.util.spec_from_file_location("feature_parity", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_parity(benchmark: ModuleType, waveform: Waveform, config: StatisticsConfig = CONFIG) -> None:
+    frontend = build_frontend(config)
+    theirs = benchmark.librosa_statistics(frontend.prepare(waveform), config)
+    found = benchmark.deviations(features_of(waveform, frontend), theirs, config)
+    assert max(found.values()) <= benchmark.TOLERANCE, found
+
+
+def test_real_recordings_have_the_statistics_of_librosa(benchmark: ModuleType) -> None:
+    if (folder := benchmark.speech_data()) is None:
+        pytest.skip("no recordings in ../shared/data/speech beside the project, nor in $SPEECH_DATA")
+    frontend = build_frontend(CONFIG)
+    clips = benchmark.real_clips(folder, 20)
+    assert len(clips) == 20
+    for clip in clips:
+        waveform, _ = decode(clip.read_bytes(), AudioLimits(), clip.name)
+        loaded, _ = librosa.load(clip, sr=CONFIG.sample_rate, offset=CONFIG.offset_s, duration=CONFIG.duration_s)
+        assert np.array_equal(frontend.prepare(waveform), loaded), clip
+        assert_parity(benchmark, waveform)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate"), [(4.0, 16_000), (3.1, 22_050), (2.0, 44_100), (0.75, 48_000), (5.0, 8_000)]
+)
+def test_generated_recordings_have_the_statistics_of_librosa(benchmark: ModuleType, seconds: float, rate: int) -> None:
+    for seed in range(3):
+        assert_parity(benchmark, recording(seconds, rate, seed))
+
+
+@pytest.mark.parametrize("cents", [-40, -10, 0, 25, 49])
+def test_chroma_follows_the_tuning_as_librosas_does(benchmark: ModuleType, cents: int) -> None:
+    time = np.arange(4 * 22_050) / 22_050
+    notes = 440.0 * 2.0 ** ((np.array([-9, -5, -2, 3, 7]) + cents / 100) / 12)
+    chord = sum(np.sin(2 * np.pi * note * k * time) / k for note in notes for k in (1, 2, 3))
+    assert_parity(benchmark, canonical(0.05 * chord, 22_050))
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.zeros(80_000),
+        np.full(80_000, 0.3),
+        np.where(np.arange(80_000) % 40_001, 0.0, 0.9),
+        np.random.default_rng(0).standard_normal(80_000) * 0.1,
+        np.concatenate([np.zeros(60_000), speech_like(1.0, 22_050)]),
+    ],
+    ids=["silence", "constant", "clicks", "white noise", "mostly silence"],
+)
+def test_odd_recordings_have_the_statistics_of_librosa(benchmark: ModuleType, samples: np.ndarray) -> None:
+    assert_parity(benchmark, canonical(samples, 22_050))
+
+
+def test_other_parameters_have_the_statistics_of_librosa(benchmark: ModuleType) -> None:
+    config = StatisticsConfig(
+        sample_rate=16_000, offset_s=0.0, duration_s=1.5, frame=1024, hop=256, mels=64, mfccs=20, chroma=24
+    )
+    assert_parity(benchmark, recording(3.0), config)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 24_000, 44_100, 48_000])
+def test_a_waveform_is_cut_and_resampled_as_librosa_loads_it(rate: int) -> None:
+    for seconds in (0.91, 2.337, 4.0):
+        file = io.BytesIO()
+        soundfile.write(file, speech_like(seconds, rate), rate, format="WAV", subtype="PCM_24")
+        waveform, _ = decode(file.getvalue(), AudioLimits())
+        file.seek(0)
+        loaded, _ = librosa.load(file, sr=CONFIG.sample_rate, offset=CONFIG.offset_s, duration=CONFIG.duration_s)
+        assert np.array_equal(build_frontend(CONFIG).prepare(waveform), loaded)
+
+
+def test_log_mel_bands_are_those_of_librosa() -> None:
+    config = LogMelConfig(floor_db=-200.0)
+    frontend = build_frontend(config)
+    waveform = recording(3.0)
+    bands = librosa.feature.melspectrogram(
+        y=frontend.prepare(waveform),
+        sr=config.sample_rate,
+        n_fft=config.frame,
+        hop_length=config.hop,
+        n_mels=config.mels,
+        fmin=config.fmin_hz,
+        fmax=config.fmax_hz,
+        norm=None,
+    )
+    # A sine of full scale has half the window's sum as its magnitude.
+    theirs = 10.0 * np.log10(bands / (config.frame / 4) ** 2)
+    assert np.allclose(features_of(waveform, frontend), theirs, atol=1e-2)
