@@ -254,7 +254,7 @@ class LogMelConfig(Section):
     mels: PositiveInt = 64
     fmin_hz: float = Field(default=50.0, ge=0.0)
     fmax_hz: Positive = 8_000.0
-    floor_db: float = Field(default=-80.0, lt=0.0)
+    floor_db: float = Field(default=-120.0, lt=0.0)
 
     @model_validator(mode="after")
     def _band_fits(self) -> LogMelConfig:
@@ -366,7 +366,14 @@ ScheduleConfig = Annotated[OneCycle | Plateau, Field(discriminator="kind")]
 
 
 class SpecAugment(Section):
-    """Bands and stretches of time blanked while training (Park et al. 2019); widths are upper bounds."""
+    """Log-mel maps moved and blanked while training; all numbers are upper bounds.
+
+    Blanking as SpecAugment has it (Park et al. 2019); the shift along the bands stands in for another vocal tract, as
+    vocal tract length perturbation does (Jaitly & Hinton 2013).
+    """
+
+    shift_bands: int = Field(default=3, ge=0)
+    shift_frames: int = Field(default=30, ge=0)
 
     bands: int = Field(default=2, ge=0)
     band_width: int = Field(default=8, ge=0)

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kubevox.errors import StorageError
-from kubevox.provenance import canonical_json
+from kubevox.provenance import canonical_json, content_hash
 
 __all__ = [
     "absolute",
@@ -59,9 +59,9 @@ def exists(uri: str) -> bool:
     if not _is_s3(uri):
         return Path(uri).exists()
     bucket, key = _split(uri)
-    from minio.error import S3Error
-
     with _s3_errors(uri):
+        from minio.error import S3Error
+
         try:
             _client().stat_object(bucket, key)
         except S3Error as error:
@@ -78,10 +78,8 @@ def read_bytes(uri: str) -> bytes:
         StorageError: it is not there or the store does not answer.
     """
     if not _is_s3(uri):
-        try:
+        with _folder_errors(uri):
             return Path(uri).read_bytes()
-        except OSError as error:
-            raise StorageError(f"{uri}: {error.strerror or error}") from None
     bucket, key = _split(uri)
     with _s3_errors(uri):
         response = _client().get_object(bucket, key)
@@ -111,8 +109,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         with _s3_errors(uri):
             _client().put_object(bucket, key, io.BytesIO(data), len(data))
         return
-    temporary = _write_beside(Path(uri), data)
-    os.replace(temporary, uri)
+    with _folder_errors(uri):
+        os.replace(_write_beside(Path(uri), data), uri)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -123,13 +121,14 @@ def create(uri: str, data: bytes) -> bool:
     """
     if _is_s3(uri):
         return _create_s3(uri, data)
-    temporary = _write_beside(Path(uri), data)
-    try:
-        os.link(temporary, uri)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
+    with _folder_errors(uri):
+        temporary = _write_beside(Path(uri), data)
+        try:
+            os.link(temporary, uri)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
     return True
 
 
@@ -137,7 +136,8 @@ def list_names(uri: str) -> list[str]:
     """The names directly under a folder, sorted; none where the folder is not there."""
     if not _is_s3(uri):
         folder = Path(uri)
-        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        # What starts with a dot is being written by someone.
+        return sorted(e.name for e in folder.iterdir() if not e.name.startswith(".")) if folder.is_dir() else []
     bucket, key = _split(uri.rstrip("/") + "/")
     with _s3_errors(uri):
         found = [item.object_name[len(key) :].strip("/") for item in _client().list_objects(bucket, prefix=key)]
@@ -157,13 +157,14 @@ def fetch(uri: str) -> Path:
         if not path.exists():
             raise StorageError(f"{uri}: no such file or folder in the store")
         return path
-    bucket, key = _split(uri)
+    bucket, key = _split(uri.rstrip("/"))
     cache = Path(os.environ.get("KUBEVOX_CACHE") or Path.home() / ".cache" / "kubevox")
-    target = cache / bucket / key
+    # Each URI has a place of its own: one object of a folder, fetched before, must not pass for the folder.
+    target = cache / bucket / content_hash(key)[:32] / key.rpartition("/")[2]
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _s3_errors(uri):
+    with _s3_errors(uri), _folder_errors(f"cache {cache}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
         client = _client()
         names = [item.object_name for item in client.list_objects(bucket, prefix=key + "/", recursive=True)]
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -172,8 +173,11 @@ def fetch(uri: str) -> Path:
                 client.fget_object(bucket, name, str(temporary / "it" / name[len(key) + 1 :]))
             if not names:
                 client.fget_object(bucket, key, str(temporary / "it"))
-            with contextlib.suppress(OSError):  # another process was first: its copy is as good
+            try:
                 os.replace(temporary / "it", target)
+            except OSError:
+                if not target.exists():  # else another process was first: its copy is as good
+                    raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -182,14 +186,16 @@ def fetch(uri: str) -> Path:
 @contextlib.contextmanager
 def staging(store: str) -> Iterator[Path]:
     """A temporary folder on the store's own file system, gone afterwards whatever happens."""
-    parent = None
-    if not _is_s3(store):
+    if _is_s3(store):
+        list_names(join(store, "tmp"))  # a store that cannot be used is noticed before the work, not after it
+        folder = Path(tempfile.mkdtemp(prefix="staging-"))
+    else:
         parent = Path(store) / "tmp"
         try:
             parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=parent, prefix="staging-"))
         except OSError as error:
             raise StorageError(f"store {store}: cannot be written ({error.strerror}); choose another `store`") from None
-    folder = Path(tempfile.mkdtemp(dir=parent, prefix="staging-"))
     try:
         yield folder
     finally:
@@ -206,13 +212,17 @@ def publish(folder: Path, uri: str, head: str) -> bool:
         return False
     if not _is_s3(uri):
         target = Path(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.rename(folder, target)
-        except OSError:
-            if (target / head).exists():  # another process was first
-                return False
-            raise
+        with _folder_errors(uri):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o755)  # a temporary folder is its maker's alone
+            try:
+                os.rename(folder, target)
+            except OSError:
+                if (target / head).exists():  # another process was first
+                    return False
+                if target.exists():
+                    raise StorageError(f"{uri}: damaged: it has no {head}; delete the folder and run again") from None
+                raise
         return True
     bucket, key = _split(uri)
     files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.name == head)
@@ -259,10 +269,10 @@ def _write_beside(path: Path, data: bytes) -> Path:
 
 
 def _create_s3(uri: str, data: bytes) -> bool:
-    from minio.error import S3Error
-
     bucket, key = _split(uri)
     with _s3_errors(uri):
+        from minio.error import S3Error
+
         try:
             # The public put_object has no way to pass a precondition; S3 itself has had If-None-Match since 2024.
             _client()._put_object(bucket, key, data, headers={"If-None-Match": "*"})
@@ -273,24 +283,43 @@ def _create_s3(uri: str, data: bytes) -> bool:
     return True
 
 
-@functools.cache
-def _client() -> Any:
-    try:
-        from minio import Minio
-        from minio.credentials import ChainedProvider, EnvAWSProvider, IamAwsProvider
-    except ImportError:
-        raise StorageError("an s3:// store needs the extra 's3': pip install 'kubevox[s3]'") from None
-    import urllib3
+_S3_REASONS = {
+    "AccessDenied": "the store refuses these credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "InvalidAccessKeyId": "the store does not know the key in AWS_ACCESS_KEY_ID",
+    "NoSuchBucket": "there is no such bucket",
+    "NoSuchKey": "there is no such object",
+    "SignatureDoesNotMatch": "the store refuses these credentials; check AWS_SECRET_ACCESS_KEY",
+}
 
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
+
+
+def _client() -> Any:
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    keys = tuple(os.environ.get(f"AWS_{name}") for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"))
+    return _connect(_endpoint(), region, keys)
+
+
+@functools.cache
+def _connect(endpoint: str, region: str | None, keys: tuple[str | None, ...]) -> Any:
+    """A client; ``keys`` are in the arguments so that corrected ones are taken up."""
+    import urllib3
+    from minio import Minio
+    from minio.credentials import ChainedProvider, EnvAWSProvider, IamAwsProvider
+
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise StorageError(f"AWS_ENDPOINT_URL {endpoint!r}: expected http://host:port or https://host")
     return Minio(
         parts.netloc,
         secure=parts.scheme == "https",
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-        credentials=ChainedProvider([EnvAWSProvider(), IamAwsProvider()]),
+        region=region,
+        # Outside a cloud nobody answers for the machine's own credentials: do not wait for them.
+        credentials=ChainedProvider(
+            [EnvAWSProvider(), IamAwsProvider(http_client=urllib3.PoolManager(timeout=2, retries=1))]
+        ),
         http_client=urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=5, read=60),
             retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
@@ -300,14 +329,30 @@ def _client() -> Any:
 
 @contextlib.contextmanager
 def _s3_errors(uri: str) -> Iterator[None]:
-    import urllib3.exceptions
-    from minio.error import MinioException, S3Error
-
+    try:
+        import urllib3.exceptions
+        from minio.error import MinioException, S3Error
+    except ImportError:
+        raise StorageError("an s3:// store needs the extra 's3': pip install 'kubevox[s3]'") from None
     try:
         yield
     except S3Error as error:
-        raise StorageError(f"{uri}: {error.code}: {error.message or 'the store refused'}") from None
-    except (urllib3.exceptions.HTTPError, MinioException, ValueError) as error:
+        reason = _S3_REASONS.get(str(error.code)) or error.message or "the store refused"
+        raise StorageError(f"{uri}: {reason} ({error.code} from {_endpoint()})") from None
+    except (urllib3.exceptions.HTTPError, MinioException) as error:
+        reason = getattr(error, "reason", None) or error
         raise StorageError(
-            f"{uri}: the object store does not answer ({error}); is the endpoint right and up?"
+            f"{uri}: the object store at {_endpoint()} does not answer ({reason}); is AWS_ENDPOINT_URL right, and is "
+            "the store up?"
         ) from None
+    except ValueError as error:
+        remedy = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if "credentials" in str(error) else ""
+        raise StorageError(f"{uri}: {error}{remedy}") from None
+
+
+@contextlib.contextmanager
+def _folder_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what}: {error.strerror or error}") from None

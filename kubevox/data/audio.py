@@ -142,6 +142,11 @@ def _check_header(info: SourceInfo, limits: AudioLimits, name: str) -> None:
             f"{name}: sample rate {info.sample_rate} Hz is outside {limits.min_sample_rate} "
             f"to {limits.max_sample_rate} Hz",
         )
+    if info.sample_rate > 65_535 and info.sample_rate % 10:
+        raise AudioError(
+            "sample_rate",
+            f"{name}: sample rate {info.sample_rate} Hz cannot be stored: above 65535 Hz, FLAC has multiples of 10 only",
+        )
 
 
 def _read(file: soundfile.SoundFile, limits: AudioLimits, name: str) -> npt.NDArray[np.float64]:

@@ -23,7 +23,7 @@ from kubevox.data.splits import Split, load_split
 from kubevox.errors import TrainingError
 from kubevox.evaluation.metrics import confusion_matrix, uar
 from kubevox.features.blocks import load_features
-from kubevox.features.frontends import build_frontend
+from kubevox.features.frontends import build_frontend, frontend_version
 from kubevox.models import build_network
 from kubevox.models.bundle import BundleSpec, Classifier, fit_temperature, save_bundle
 from kubevox.progress import ProgressBar, note
@@ -79,7 +79,8 @@ def training_key(split: Split, model: ModelConfig, config: TrainConfig, features
     """The hash of all that decides the trained model; the device and the number of threads do not."""
     return content_hash(
         [_FORMAT, split.hash],
-        [features.frontends[model.frontend].digest(), [features.recipes[name].digest() for name in model.recipes]],
+        [frontend_version(features.frontends[model.frontend]), features.frontends[model.frontend].digest()],
+        [[features.recipes[name].digest() for name in model.recipes]],
         [model.digest(), config.model_copy(update={"device": "auto", "threads": None}).digest()],
     )
 
@@ -364,13 +365,25 @@ def _schedule(optimiser: torch.optim.Optimizer, config: TrainConfig, steps: int)
 
 
 def _spec_augment(features: Tensor, config: SpecAugment) -> Tensor:
-    """Blank bands and spans of frames with the training mean, which is zero after normalisation.
+    """Move and blank log-mel maps at random, each recording on its own.
+
+    Moved in time (circular) and along the bands (edges repeated), then bands and spans of frames are blanked with the
+    training mean, which is zero after normalisation. A few bands up or down are another voice saying the same: without
+    that, a model of few training speakers learns the speakers.
 
     Args:
         features: normalised [batch, bands, frames].
-        config: how many, and how wide at most.
+        config: how far, how many and how wide at most.
     """
     batch, bands, frames = features.shape
+    if config.shift_frames:
+        shift = torch.randint(-config.shift_frames, config.shift_frames + 1, (batch, 1))
+        source = ((torch.arange(frames) - shift) % frames).to(features.device)
+        features = features.gather(2, source.unsqueeze(1).expand(-1, bands, -1))
+    if config.shift_bands:
+        shift = torch.randint(-config.shift_bands, config.shift_bands + 1, (batch, 1))
+        source = (torch.arange(bands) - shift).clamp(0, bands - 1).to(features.device)
+        features = features.gather(1, source.unsqueeze(2).expand(-1, -1, frames))
     keep = torch.ones_like(features, dtype=torch.bool)
     for axis, size, count, most in (
         (1, bands, config.bands, config.band_width),

@@ -9,6 +9,7 @@ millisecond: what it returns depends on its arguments alone, in any order and in
 
 from __future__ import annotations
 
+import _ctypes
 import contextlib
 import ctypes
 import functools
@@ -26,11 +27,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kubevox.errors import CorpusError
-
-if sys.platform == "win32":
-    from _ctypes import FreeLibrary as _unmap
-else:
-    from _ctypes import dlclose as _unmap
 
 __all__ = ["SAMPLE_RATE", "Setting", "engine_version", "speak"]
 
@@ -141,7 +137,15 @@ def _fresh_library() -> Iterator[Any]:
             )
         yield library
     finally:
-        _unmap(library._handle)
+        _unmap(library)
+
+
+def _unmap(library: Any) -> None:
+    # ctypes itself never lets go of a library.
+    if sys.platform == "win32":
+        _ctypes.FreeLibrary(library._handle)
+    else:
+        _ctypes.dlclose(library._handle)
 
 
 def _start(library: Any) -> None:
