@@ -250,7 +250,7 @@ class LogMelConfig(Section):
     offset_s: float = Field(default=0.0, ge=0.0)
     duration_s: Positive = 3.0
     frame: int = Field(default=512, ge=64)
-    hop: PositiveInt = 256
+    hop: PositiveInt = 320
     mels: PositiveInt = 64
     fmin_hz: float = Field(default=50.0, ge=0.0)
     fmax_hz: Positive = 8_000.0
@@ -373,12 +373,12 @@ class SpecAugment(Section):
     """
 
     shift_bands: int = Field(default=3, ge=0)
-    shift_frames: int = Field(default=30, ge=0)
+    shift_frames: int = Field(default=24, ge=0)
 
     bands: int = Field(default=2, ge=0)
     band_width: int = Field(default=8, ge=0)
     spans: int = Field(default=2, ge=0)
-    span_width: int = Field(default=20, ge=0)
+    span_width: int = Field(default=16, ge=0)
 
 
 class EarlyStopping(Section):

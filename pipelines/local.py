@@ -97,9 +97,8 @@ def run_locally(config: Config, work_dir: Path, pipeline: Any = None) -> RunOutc
             (pipeline or training_pipeline)(**arguments(config, store, tracking))
         except RuntimeError as failure:
             where = f"{view.failed}: " if view.failed else ""
-            error = where + (view.error or f"{failure}")
-            if view.error is None:
-                error += f" (see {folder / 'log.txt'}):\n" + "\n".join(view.last_lines())
+            # A traceback that the user did not cause is for the log; its last line says what it was.
+            error = where + (view.error or f"{view.unexpected or failure} (traceback in {folder / 'log.txt'})")
         finally:
             view.close()
     code = FAILED

@@ -22,6 +22,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '([^']+)'")
 _ENDED = re.compile(r"Task '([^']+)' finished with status (\w+)")
 _USER_ERROR = re.compile(r"^kubevox\.errors\.\w+: (.*)$")
+_ANY_ERROR = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)(?:: .*)?$")
 _BAR = "━"
 StageResult = dict[str, Any]
 
@@ -37,19 +38,20 @@ class RunView(io.TextIOBase):
         results: what the stages said at their end, in order: the event's fields with ``stage`` and ``seconds``.
         failed: the name of the task that failed, or None.
         error: the user's error in one line, or None where the failure was none of the user's.
+        unexpected: the last line of the last other traceback, or None.
     """
 
     def __init__(self, log: Path, out: TextIO = sys.stdout) -> None:
         self.results: list[StageResult] = []
         self.failed: str | None = None
         self.error: str | None = None
+        self.unexpected: str | None = None
         self._log = log.open("w", encoding="utf-8")
         self._out = out
         self._live = out.isatty()
         self._partial = ""
-        self._task, self._since = "", time.monotonic()
+        self._since: dict[str, float] = {}
         self._moving = False
-        self._lines: list[str] = []
         self._announced = 0.0
 
     def writable(self) -> bool:  # noqa: D102
@@ -75,10 +77,6 @@ class RunView(io.TextIOBase):
         """The last result of a stage, or None where it did not run to its end."""
         return next((result for result in reversed(self.results) if result["stage"] == stage), None)
 
-    def last_lines(self, count: int = 15) -> list[str]:
-        """The end of the output of the task that failed."""
-        return [line for line in self._lines if line.strip()][-count:]
-
     def _read(self, line: str) -> None:
         self._log.write(line + "\n")
         self._log.flush()
@@ -86,9 +84,10 @@ class RunView(io.TextIOBase):
         if event is not None:
             self._show(event)
         elif started := _STARTED.search(line):
-            self._task, self._since = started[1], time.monotonic()
-            self._lines.clear()
-            self._move(f"{self._title(self._task)} …")
+            # KFP numbers the second use of a component: train-2.
+            stage = re.sub(r"-\d+$", "", started[1]).replace("-", "_")
+            self._since[stage] = time.monotonic()
+            self._move(f"{self._title(stage)}…")
         elif ended := _ENDED.search(line):
             if ended[2] != "SUCCESS" and self.failed is None:
                 self.failed = ended[1]
@@ -96,8 +95,8 @@ class RunView(io.TextIOBase):
             stripped = line.strip()
             if error := _USER_ERROR.match(stripped):
                 self.error = error[1]
-            self._lines.append(line)
-            del self._lines[:-200]
+            elif unexpected := _ANY_ERROR.match(stripped):
+                self.unexpected = unexpected[0]
 
     def _show(self, event: dict[str, Any]) -> None:
         if event["kind"] == "progress":
@@ -105,29 +104,27 @@ class RunView(io.TextIOBase):
             figures = "".join(f"  {key} {value}" for key, value in event["figures"].items())
             filled = round(20 * done / total)
             bar = _BAR * filled + " " * (20 - filled)
-            self._move(f"{self._title(self._task)}{bar} {done}/{total} {event['unit']}{figures}")
+            self._move(f"{self._title(event['task'])}{bar} {done}/{total} {event['unit']}{figures}", event["task"])
         elif event["kind"] == "note":
             self._print(f"  {'':18}{event['message']}")
         elif event["kind"] == "result":
-            seconds = time.monotonic() - self._since
-            fields = event["fields"]
-            self.results.append({"stage": event["stage"], "seconds": seconds, **fields})
+            stage, fields = event["stage"], event["fields"]
+            seconds = time.monotonic() - self._since.get(stage, time.monotonic())
+            self.results.append({"stage": stage, "seconds": round(seconds, 2), **fields})
             reused = "reused: " if fields.get("reused") else ""
-            self._print(f"{self._title(self._task)}{reused}{fields.get('summary', '')}  ({seconds:.1f} s)")
+            self._print(f"{self._title(stage)}{reused}{fields.get('summary', '')}  ({seconds:.1f} s)")
 
-    def _title(self, task: str) -> str:
-        # KFP numbers the second use of a component (train-2) and an iteration's tasks.
-        name = re.sub(r"-\d+$", "", task).replace("-", " ")
-        return f"  {name:18}"
+    def _title(self, stage: str) -> str:
+        return f"  {stage.replace('_', ' '):18}"
 
-    def _move(self, line: str) -> None:
+    def _move(self, line: str, stage: str | None = None) -> None:
         """Redraw the moving line; in a plain log, say it every ten seconds."""
         if self._live:
             width = shutil.get_terminal_size().columns - 1
             self._out.write(f"\r\x1b[2K{line[:width]}")
             self._out.flush()
             self._moving = True
-        elif "/" in line and time.monotonic() - max(self._announced, self._since) > 10:
+        elif stage and time.monotonic() - max(self._announced, self._since.get(stage, 0.0)) > 10:
             self._announced = time.monotonic()
             self._print(line)
 

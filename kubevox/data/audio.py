@@ -145,7 +145,7 @@ def _check_header(info: SourceInfo, limits: AudioLimits, name: str) -> None:
     if info.sample_rate > 65_535 and info.sample_rate % 10:
         raise AudioError(
             "sample_rate",
-            f"{name}: sample rate {info.sample_rate} Hz cannot be stored: above 65535 Hz, FLAC has multiples of 10 only",
+            f"{name}: sample rate {info.sample_rate} Hz cannot be stored: FLAC takes only multiples of 10 above 65535",
         )
 
 

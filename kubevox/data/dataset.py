@@ -33,7 +33,9 @@ from kubevox.provenance import content_hash, git_commit
 __all__ = ["DatasetVersion", "Utterance", "ingest", "load_dataset", "read_audio", "read_utterances"]
 
 _FORMAT = 1
-_ROW_GROUP_BYTES = 12 << 20  # of FLAC; with the other columns a row group stays below 16 MiB
+_ROW_GROUP_BYTES = 12 << 20  # one more recording, and a row group still stays below 16 MiB
+_ROW_BYTES = 512  # what a row's other columns and its part of the file's metadata may take
+_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)  # what reading a damaged shard raises
 _STRINGS = ("id", "corpus", "speaker", "sex", "raw_label", "intensity", "language", "text", "source_id")
 
 
@@ -106,12 +108,13 @@ def ingest(config: DataConfig, store: str) -> tuple[DatasetVersion, bool]:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise CorpusError(f"data.corpora: {twice[0]!r} is listed twice; put its recordings under one folder")
     key = content_hash(
-        [_FORMAT, config.limits.digest(), config.shard_mb, os.environ.get("KUBEVOX_PSEUDONYM_KEY", "")],
+        ["ingest", _FORMAT, config.limits.digest(), config.shard_mb, os.environ.get("KUBEVOX_PSEUDONYM_KEY", "")],
         [[corpus.name, corpus.options.digest(), corpus.fingerprint()] for corpus in corpora],
     )
     if (known := storage.recall(store, "ingest", key)) and storage.exists(storage.join(known["uri"], "dataset.json")):
         version = load_dataset(known["uri"])
-        _check_rejects(version.rejects, version.utterances, known["first_reject"], config.max_rejected_share)
+        # The rejects of these sources: the version may have been made of others, with the same good recordings.
+        _check_rejects(known["rejects"], version.utterances, known["first_reject"], config.max_rejected_share)
         return version, True
     with storage.staging(store) as folder:
         writer = _ShardWriter(folder, config.shard_mb << 20)
@@ -133,7 +136,8 @@ def ingest(config: DataConfig, store: str) -> tuple[DatasetVersion, bool]:
             raise CorpusError(f"none of the {len(rejects)} recordings could be decoded: {first_reject}")
         version = _finish(folder, store, writer, rejects, corpora)
         fresh = storage.publish(folder, version.uri, "dataset.json")
-    storage.remember(store, "ingest", key, {"uri": version.uri, "first_reject": first_reject})
+    answer = {"uri": version.uri, "rejects": len(rejects), "first_reject": first_reject}
+    storage.remember(store, "ingest", key, answer)
     return load_dataset(version.uri), not fresh
 
 
@@ -147,16 +151,19 @@ def load_dataset(uri: str) -> DatasetVersion:
     if not storage.exists(head):
         raise StorageError(f"{uri}: no dataset version here (no dataset.json)")
     content = storage.read_json(head)
-    return DatasetVersion(
-        uri=uri,
-        hash=content["hash"],
-        shards=tuple(shard["name"] for shard in content["shards"]),
-        utterances=content["utterances"],
-        rejects=content["rejects"],
-        hours=content["hours"],
-        synthetic=content["synthetic"],
-        corpora=tuple(content["corpora"]),
-    )
+    try:
+        return DatasetVersion(
+            uri=uri,
+            hash=content["hash"],
+            shards=tuple(shard["name"] for shard in content["shards"]),
+            utterances=content["utterances"],
+            rejects=content["rejects"],
+            hours=content["hours"],
+            synthetic=content["synthetic"],
+            corpora=tuple(content["corpora"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{head}: damaged ({error!r}); delete the folder and run again") from None
 
 
 def read_utterances(shards: str | Iterable[str]) -> list[Utterance]:
@@ -168,7 +175,11 @@ def read_utterances(shards: str | Iterable[str]) -> list[Utterance]:
     columns = [field.name for field in dataclasses.fields(Utterance)]
     rows: list[Utterance] = []
     for uri in [shards] if isinstance(shards, str) else shards:
-        rows += [Utterance(**row) for row in _table(uri, columns).to_pylist()]
+        try:
+            table = pq.read_table(storage.fetch(uri), columns=columns, page_checksum_verification=True)
+            rows += [Utterance(**row) for row in table.to_pylist()]
+        except _DAMAGE as error:
+            raise _damaged(uri, error) from None
     return rows
 
 
@@ -188,7 +199,7 @@ def read_audio(shard: str, ids: Iterable[str] | None = None) -> Iterator[tuple[s
     wanted = None if ids is None else set(ids)
     seen: set[str] = set()
     try:
-        with pq.ParquetFile(storage.fetch(shard)) as file:
+        with pq.ParquetFile(storage.fetch(shard), page_checksum_verification=True) as file:
             for group in range(file.num_row_groups):
                 names = file.read_row_group(group, columns=["id"]).column("id").to_pylist()
                 if wanted is not None and not wanted.intersection(names):
@@ -199,8 +210,8 @@ def read_audio(shard: str, ids: Iterable[str] | None = None) -> Iterator[tuple[s
                         continue
                     seen.add(name)
                     yield name, _stored_waveform(value["bytes"].as_py(), f"{shard}, utterance {name[:12]}")
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{shard}: damaged shard ({error})") from None
+    except _DAMAGE as error:
+        raise _damaged(shard, error) from None
 
 
 def schema() -> pa.Schema:
@@ -240,15 +251,16 @@ class _ShardWriter:
         if utterance.source_id in self._sources:
             raise CorpusError(f"{utterance.source_id}: two recordings have this source id")
         self._sources.add(utterance.source_id)
-        if self._pending and self._pending_bytes + len(flac) > _ROW_GROUP_BYTES:
+        size = len(flac) + _ROW_BYTES
+        if self._pending and self._pending_bytes + size > _ROW_GROUP_BYTES:
             self._flush()
-        if self._written_bytes + self._pending_bytes + len(flac) > self._shard_bytes and self.shards:
+        if self._written_bytes + self._pending_bytes + size > self._shard_bytes and self.shards:
             self._end_shard()
         if not self.shards or self.shards[-1]["closed"]:
             self.shards.append({"name": f"part-{len(self.shards):05d}.parquet", "rows": 0, "closed": False})
         path = f"{utterance.id}.flac"
         self._pending.append({**dataclasses.asdict(utterance), "audio": {"bytes": flac, "path": path}})
-        self._pending_bytes += len(flac)
+        self._pending_bytes += size
         self.identities.append(utterance.identity())
         self.shards[-1]["rows"] += 1
         self.rows += 1
@@ -268,6 +280,7 @@ class _ShardWriter:
                 compression=dict.fromkeys(_STRINGS, "zstd") | {"audio.bytes": "none"},
                 use_dictionary=["corpus", "speaker", "sex", "raw_label", "intensity", "language", "text"],
                 write_statistics=["id", "corpus", "speaker", "raw_label"],
+                write_page_checksum=True,
             )
         self._file.write_table(pa.Table.from_pylist(self._pending, schema=self._schema))
         self._pending.clear()
@@ -380,11 +393,8 @@ def _stored_waveform(flac: bytes, name: str) -> Waveform:
     return canonical(samples, rate)
 
 
-def _table(uri: str, columns: list[str]) -> pa.Table:
-    try:
-        return pq.read_table(storage.fetch(uri), columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{uri}: damaged shard ({error})") from None
+def _damaged(shard: str, error: Exception) -> StorageError:
+    return StorageError(f"{shard}: damaged shard ({' '.join(str(error).split())}); delete its dataset and run again")
 
 
 def _sha256(path: Path) -> str:

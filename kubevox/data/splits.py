@@ -1,8 +1,9 @@
 """Speaker-disjoint splits, with a certificate that says what was checked.
 
 ``<store>/splits/<hash>/`` holds ``split.parquet`` (utterance, label, split, fold) and ``certificate.json``. The hash is
-over the rows, the task's labels and the dataset's hash, so a split that was edited no longer has its name; :func:`load_split` checks
-that, and the speakers against the dataset, every time a split is used.
+over the rows, the task's labels and the dataset's hash, so a split that was edited no longer has its name, and the
+certificate carries a hash of itself; :func:`load_split` checks both, and the speakers against the dataset, every time a
+split is used.
 
 A speaker once assigned stays where it is. Assignments are a log of immutable entries, written once each under
 ``<store>/assignments/<task>/<number>.json``; a later entry only adds speakers that no earlier one names.
@@ -30,7 +31,7 @@ __all__ = ["SPLITS", "Split", "SplitName", "assign_speakers", "load_split", "mak
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-_FORMAT = 1
+_FORMAT = 2
 _CANDIDATES = 300
 
 
@@ -72,7 +73,7 @@ class Split:
     @property
     def dataset(self) -> DatasetVersion:
         """The dataset version that the split was made from."""
-        return load_dataset(self.certificate["dataset"]["uri"])
+        return load_dataset(_dataset_uri(self.uri, self.certificate))
 
 
 def make_split(
@@ -114,7 +115,7 @@ def make_split(
     dropped = 0
     if config.disjoint_sentences:
         placed, dropped = _drop_shared_sentences(placed)
-    _refuse_thin_splits(placed, task)
+    _refuse_thin_splits(placed, task, dropped)
     folds = _folds(placed, config)
     rows = sorted(
         (utterance.id, label, split, None if split == "test" else folds[_group(utterance)])
@@ -134,6 +135,7 @@ def make_split(
         )
         pq.write_table(table, folder / "split.parquet", compression="zstd")
         certificate = _certificate(placed, dataset, task, config, digest, dropped)
+        certificate["seal"] = content_hash(certificate)
         (folder / "certificate.json").write_text(json.dumps(certificate, indent=2, ensure_ascii=False) + "\n")
         fresh = storage.publish(folder, uri, "certificate.json")
     return load_split(uri), not fresh
@@ -150,13 +152,20 @@ def load_split(uri: str) -> Split:
         certificate = storage.read_json(storage.join(uri, "certificate.json"))
     except StorageError as error:
         raise SplitError(f"split {uri}: no certificate ({error}); make the split with the split stage") from None
+    sealed = certificate if isinstance(certificate, dict) else {}
+    if sealed.get("seal") != content_hash({key: value for key, value in sealed.items() if key != "seal"}):
+        raise SplitError(
+            f"split {uri}: no valid certificate: it was changed after it was made; delete the folder and run the split "
+            "stage again"
+        )
     try:
         table = pq.read_table(storage.fetch(storage.join(uri, "split.parquet")))
         rows = [(row["utterance"], row["label"], row["split"], row["fold"]) for row in table.to_pylist()]
         task = TaskConfig.model_validate(certificate["task"])
-        dataset = load_dataset(certificate["dataset"]["uri"])
+        dataset = load_dataset(_dataset_uri(uri, certificate))
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise SplitError(f"split {uri}: damaged ({error}); delete the folder and run again") from None
+        why = " ".join(str(error).split())
+        raise SplitError(f"split {uri}: damaged ({why}); delete the folder and run again") from None
     known = {utterance.id: utterance for utterance in reversed(read_utterances(dataset.shard_uris))}
     if unknown := [row[0] for row in rows if row[0] not in known]:
         raise SplitError(f"split {uri}: {len(unknown)} utterances are not in its dataset, first {unknown[0][:12]}")
@@ -237,6 +246,13 @@ def assign_speakers(
     return best[1]
 
 
+def _dataset_uri(split: str, certificate: Mapping[str, Any]) -> str:
+    """The dataset beside the split, so that a store can be moved; else where it was when the split was made."""
+    store = split.rpartition("/splits/")[0]
+    beside = storage.join(store, "datasets", certificate["dataset"]["hash"])
+    return beside if storage.exists(storage.join(beside, "dataset.json")) else certificate["dataset"]["uri"]
+
+
 def _group(utterance: Utterance) -> str:
     """What must stay in one split: the speaker, or the recording itself where the speaker is not known."""
     return utterance.speaker or f"utterance:{utterance.id}"
@@ -294,7 +310,8 @@ def _unevenness(
         for split in SPLITS:
             cost += weight * abs(filled[split][key] / count - shares[split])
             if key.startswith("label:") and not filled[split][key]:
-                cost += 10.0  # a label that a split never sees cannot be learnt or scored there
+                # A label that a split never sees cannot be scored there; one that train never sees cannot be learnt.
+                cost += 100.0 if split == "train" else 10.0
     return cost
 
 
@@ -331,9 +348,14 @@ def _refuse_missing_labels(
         )
 
 
-def _refuse_thin_splits(placed: Sequence[tuple[Utterance, str, SplitName]], task: TaskConfig) -> None:
+def _refuse_thin_splits(placed: Sequence[tuple[Utterance, str, SplitName]], task: TaskConfig, dropped: int) -> None:
     for split in SPLITS:
         speakers = {_group(utterance) for utterance, _, where in placed if where == split}
+        if not speakers and dropped:
+            raise SplitError(
+                f"the {split} split is empty: split.disjoint_sentences left out {dropped} recordings of sentences that "
+                "other splits have; where all speakers say the same sentences, set it to false"
+            )
         if not speakers:
             everyone = Counter(where for _, where in {(_group(u), where) for u, _, where in placed})
             raise SplitError(
