@@ -92,8 +92,10 @@ class Registry:
         same = [version for version in versions if version.bundle_uri == bundle_uri]
         return max(same, key=lambda version: int(version.version), default=None)
 
-    def register(self, name: str, bundle_uri: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
-        """Make the bundle a new version, with its files in MLflow and its lineage in tags."""
+    def register(
+        self, name: str, bundle_uri: str, run_id: str, tags: dict[str, str], description: str = ""
+    ) -> ModelVersion:
+        """Make the bundle a new version, with its files in MLflow, its lineage in tags, its card as description."""
         import tempfile
         from pathlib import Path
 
@@ -118,7 +120,7 @@ class Registry:
             with contextlib.suppress(MlflowException):
                 self._client.create_registered_model(name)
             version = self._client.create_model_version(
-                name, logged.model_uri, run_id=run_id, tags=tags | {"bundle_uri": bundle_uri}
+                name, logged.model_uri, run_id=run_id, tags=tags | {"bundle_uri": bundle_uri}, description=description
             )
         return _version(version)
 

@@ -59,27 +59,26 @@ def write_wav() -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture
-def folder_corpus(tmp_path: Path) -> Callable[..., Path]:
-    """``folder_corpus(speakers, labels, clips, …)``: LABEL/SPEAKER_n.wav, a voice a speaker, a contour a label."""
+@pytest.fixture(scope="session")
+def make_corpus() -> Callable[..., Path]:
+    """``make_corpus(folder, speakers, …)``: LABEL/SPEAKER_n.wav, a voice a speaker, a contour a label."""
 
     def make(
+        folder: Path,
         speakers: int = 6,
         labels: Sequence[str] = ("angry", "happy", "sad"),
         clips: int = 2,
         seconds: float = 1.0,
         rate: int = 16_000,
-        name: str = "corpus",
     ) -> Path:
-        folder = tmp_path / name
         time = np.arange(round(seconds * rate)) / rate
         chance = np.random.default_rng(0)
         for speaker in range(speakers):
             for number, label in enumerate(labels):
                 glide = 2.0 ** ((number - len(labels) / 2) * time / seconds)
+                phase = 2 * np.pi * np.cumsum((110 + 20 * speaker) * (1 + 0.5 * number) * glide) / rate
+                voice = sum(np.sin(k * phase) / k for k in range(1, 6))
                 for clip in range(clips):
-                    phase = 2 * np.pi * np.cumsum((110 + 20 * speaker) * (1 + 0.5 * number) * glide) / rate
-                    voice = sum(np.sin(k * phase) / k for k in range(1, 6))
                     noise = chance.standard_normal(len(time))
                     path = folder / label / f"s{speaker:02d}_{clip}.wav"
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,3 +86,9 @@ def folder_corpus(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def folder_corpus(make_corpus: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """``folder_corpus(speakers, …)``: such a corpus in the test's own folder."""
+    return lambda *args, **options: make_corpus(tmp_path / "corpus", *args, **options)

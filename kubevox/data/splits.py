@@ -305,7 +305,7 @@ def _unevenness(
     for name, split in candidate.items():
         filled[split] += profiles[name]
     cost = 0.0
-    for key, count in total.items():
+    for key, count in sorted(total.items()):  # in one order, so that rounding is the same for the same speakers
         weight = 1.0 if key.startswith("label:") else 0.5
         for split in SPLITS:
             cost += weight * abs(filled[split][key] / count - shares[split])
@@ -370,7 +370,10 @@ def _refuse_thin_splits(placed: Sequence[tuple[Utterance, str, SplitName]], task
             for label in untrained
         }
         detail = ", ".join(f"{label} ({len(speakers)} speakers)" for label, speakers in by_label.items())
-        raise SplitError(f"no training speaker has the label {detail}; each label needs speakers enough to divide")
+        left_out = f" (split.disjoint_sentences left out {dropped} recordings)" if dropped else ""
+        raise SplitError(
+            f"no training speaker has the label {detail}{left_out}; each label needs speakers enough to divide"
+        )
 
 
 def _drop_shared_sentences(

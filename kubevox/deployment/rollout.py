@@ -24,11 +24,12 @@ from kubevox.deployment.local import model_server
 from kubevox.errors import DeploymentError, KubevoxError
 from kubevox.evaluation.run import Evaluation, load_evaluation
 from kubevox.models.bundle import load_bundle
+from kubevox.page import SYNTHETIC_NOTICE
 from kubevox.progress import note
 from kubevox.provenance import content_hash, git_commit
 from kubevox.registry import ModelVersion, Registry
 
-__all__ = ["Rollout", "deploy"]
+__all__ = ["Rollout", "deploy", "model_card"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def deploy(
     version = registry.find(name, bundle_uri)
     registered = version is None
     if version is None:
-        version = registry.register(name, bundle_uri, run_id, _lineage(bundle_uri, evaluation))
+        lineage = _lineage(bundle_uri, evaluation)
+        version = registry.register(name, bundle_uri, run_id, lineage, model_card(bundle_uri, evaluation))
         note(f"registered {name} version {version.version}")
     try:
         checks = _compare(version, evaluation, config)
@@ -172,6 +174,33 @@ def _recordings(split_uri: str, ids: Sequence[str]) -> list[bytes]:
     for shard in load_split(split_uri).dataset.shard_uris:
         found |= {utterance: encode_flac(waveform) for utterance, waveform in read_audio(shard, ids)}
     return [found[utterance] for utterance in ids]
+
+
+def model_card(bundle_uri: str, evaluation: Evaluation) -> str:
+    """The model card, Markdown; on synthetic data its first line says so."""
+    spec, scores = load_bundle(bundle_uri).spec, evaluation.scores
+    split = load_split(evaluation.split_uri)
+    lines = [f"**{SYNTHETIC_NOTICE}**", ""] if spec.synthetic else []
+    lines += [
+        f"# {spec.task}: {spec.model.architecture} on {spec.frontend.kind}",
+        "",
+        f"Labels: {', '.join(spec.labels)}. {spec.parameters:,} parameters.",
+        f"Test UAR {scores.uar.value:.3f} [{scores.uar.low:.3f}, {scores.uar.high:.3f}] ({scores.confidence:.0%} over "
+        f"{scores.speakers} speakers, none of whom it was trained on), chance {scores.chance_uar:.3f}; worst recall "
+        f"{scores.worst[1]:.3f} ({scores.worst[0]}); calibration error {scores.calibration_error:.3f}.",
+        f"Takes recordings of {spec.limits.min_duration_s:g} to {spec.limits.max_duration_s:g} s; analyses "
+        f"{spec.frontend.duration_s:g} s from {spec.frontend.offset_s:g} s on.",
+        "",
+        "Trained on:",
+        *(
+            f"- {corpus['title']} (licence: {corpus['licence']}; {corpus['citation']})"
+            for corpus in split.dataset.corpora
+        ),
+        "",
+        "Not for decisions about a person: acted or synthetic emotion is not felt emotion, and recordings unlike those "
+        "above were never scored.",
+    ]
+    return "\n".join(lines)
 
 
 def _lineage(bundle_uri: str, evaluation: Evaluation) -> dict[str, str]:

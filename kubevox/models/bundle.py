@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from kubevox import storage
@@ -97,14 +97,14 @@ class Bundle:
 
     def probabilities(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Calibrated probabilities [N, labels] of features [N, *shape]."""
-        logits = [
-            self.classifier(torch.from_numpy(np.ascontiguousarray(batch)).to(self.frontend.device)).double()
-            for batch in np.array_split(features, range(_BATCH, len(features), _BATCH))
-            if len(batch)
-        ]
-        if not logits:
+        if not len(features):
             return np.empty((0, len(self.spec.labels)), np.float32)
-        return torch.softmax(torch.cat(logits) / self.spec.temperature, dim=-1).float().cpu().numpy()
+        with torch.inference_mode():
+            logits = [
+                self.classifier(torch.from_numpy(np.ascontiguousarray(batch)).to(self.frontend.device)).double()
+                for batch in np.array_split(features, range(_BATCH, len(features), _BATCH))
+            ]
+            return torch.softmax(torch.cat(logits) / self.spec.temperature, dim=-1).float().cpu().numpy()
 
     def features(self, waveforms: Sequence[Waveform]) -> npt.NDArray[np.float32]:
         """Features [N, *shape] of canonical waveforms, as the training rows' were computed.
@@ -120,8 +120,7 @@ class Bundle:
         Raises:
             AudioError: a recording is too short for the frontend.
         """
-        with torch.inference_mode():
-            return self.probabilities(self.features(waveforms))
+        return self.probabilities(self.features(waveforms))
 
 
 def save_bundle(classifier: Classifier, spec: BundleSpec, store: str) -> str:
@@ -149,6 +148,7 @@ def load_bundle(uri: str, device: str = "cpu") -> Bundle:
 
     Raises:
         BundleError: it is missing, damaged, or made by a frontend of another version.
+        ConfigError: the device is not there.
     """
     try:
         folder = storage.fetch(uri.rstrip("/"))
@@ -162,18 +162,21 @@ def load_bundle(uri: str, device: str = "cpu") -> Bundle:
         raise BundleError(f"bundle {uri}: damaged: its content has the hash {digest[:12]}")
     try:
         spec = parse_section(BundleSpec, json.loads(text), f"{uri}/bundle.json")
-        frontend = build_frontend(spec.frontend, device)
-        network = build_network(spec.model, tuple(spec.shape), len(spec.labels))
-        state = load_file(folder / "model.safetensors")
-        classifier = Classifier(network, torch.zeros_like(state["mean"]), torch.ones_like(state["scale"]))
-        classifier.load_state_dict(state)
-    except (ConfigError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+    except (ConfigError, ValueError) as error:
         raise BundleError(f"bundle {uri}: damaged: {' '.join(str(error).split())}") from None
+    frontend = build_frontend(spec.frontend, device)
     if spec.frontend_version != frontend.version:
         raise BundleError(
             f"bundle {uri}: trained with version {spec.frontend_version} of the {spec.frontend.kind} frontend, this is "
             f"version {frontend.version}; train again"
         )
+    try:
+        network = build_network(spec.model, tuple(spec.shape), len(spec.labels))
+        state = load(weights)
+        classifier = Classifier(network, torch.zeros_like(state["mean"]), torch.ones_like(state["scale"]))
+        classifier.load_state_dict(state)
+    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise BundleError(f"bundle {uri}: damaged: {' '.join(str(error).split())}") from None
     classifier.eval().to(frontend.device)
     return Bundle(uri.rstrip("/"), digest, spec, classifier, frontend)
 

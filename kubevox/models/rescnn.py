@@ -50,7 +50,7 @@ class ResCnn(nn.Module):
             nn.BatchNorm1d(2 * width * bands), nn.Dropout(config.dropout), nn.Linear(2 * width * bands, labels)
         )
         # A third faster on CPUs than channels first.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """Logits [batch, labels] of normalised log-mel bands [batch, bands, frames]."""

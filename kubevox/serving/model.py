@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from kserve.errors import InvalidInput
 
-from kserve import InferOutput, InferRequest, InferResponse, Model
 from kubevox.data.audio import Waveform, decode
 from kubevox.errors import AudioError
+from kubevox.features.frontends import minimum_duration_s
 from kubevox.models.bundle import Bundle
+from kubevox.serving.library import InferOutput, InferRequest, InferResponse, InvalidInput, Model
 
 __all__ = ["SpeechModel"]
 
@@ -56,10 +56,11 @@ class SpeechModel(Model):
         self.bundle, self.version, self.max_instances = bundle, version, max_instances
 
     def load(self) -> bool:
-        """Answer one second of silence, so that the first caller does not wait for caches and kernels."""
-        rate = 16_000
-        seconds = max(1.0, 2 * self.bundle.spec.limits.min_duration_s)
-        self.bundle.predict([Waveform(np.zeros(int(seconds * rate), np.int32), rate)])
+        """Answer a stretch of silence, so that the first caller does not wait for caches and kernels."""
+        frontend = self.bundle.spec.frontend
+        seconds = max(1.0, minimum_duration_s(frontend))
+        silence = np.zeros(round(seconds * frontend.sample_rate), np.int32)
+        self.bundle.predict([Waveform(silence, frontend.sample_rate)])
         self.ready = True
         return self.ready
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,13 +74,16 @@ class _Progress:
     stale: int = 0
 
 
-def training_key(split: Split, model: ModelConfig, config: TrainConfig, features: FeaturesConfig) -> str:
-    """The hash of all that decides the trained model; the device and the number of threads do not."""
+def training_key(
+    split: Split, model: ModelConfig, config: TrainConfig, features: FeaturesConfig, limits: AudioLimits
+) -> str:
+    """The hash of all that decides the bundle; the device and the number of threads do not."""
     return content_hash(
         [_FORMAT, split.hash],
         [frontend_version(features.frontends[model.frontend]), features.frontends[model.frontend].digest()],
         [[features.recipes[name].digest() for name in model.recipes]],
         [model.digest(), config.model_copy(update={"device": "auto", "threads": None}).digest()],
+        limits.digest(),
     )
 
 
@@ -115,15 +117,18 @@ def train(
     Raises:
         SplitError: the split has no valid certificate.
         StorageError: a feature block is missing or damaged.
-        TrainingError: the loss stopped being a number.
+        TrainingError: the loss stopped being a number, or the device is not there.
     """
     split = load_split(split_uri)
-    key = training_key(split, model, config, features)
+    key = training_key(split, model, config, features, limits)
     known = storage.recall(store, "train", key)
     if known and storage.exists(storage.join(known["bundle_uri"], "bundle.json")):
         with track_run(tracking_uri, experiment, key, known["run_id"], only_if_missing=True) as run:
-            _log_whole_run(run, split, model, config, known["history"], known["bundle_uri"])
-        return TrainResult(**known | {"run_id": run.id}, reused=True)
+            if run.fresh:  # a tracking server that does not know the run: a new one, say
+                _log_whole_run(run, split, model, config, known["history"], known["bundle_uri"])
+                known |= {"run_id": run.id}
+                storage.remember(store, "train", key, known)
+        return TrainResult(**known, reused=True)
     frontend = build_frontend(features.frontends[model.frontend])
     recipes = [features.recipes[name] for name in model.recipes]
     rows = {name: split.of(name) for name in ("train", "validation")}
@@ -138,10 +143,15 @@ def train(
     x, y = torch.cat([values for values, _ in variants]), torch.cat([labels for _, labels in variants])
     x_val, y_val = tensors("validation", features.recipes["default"])
     folder = storage.join(store, "checkpoints", key)
-    run_id = (load_checkpoint(folder) or Checkpoint(0, {}, {}, {}, torch.empty(0))).figures.get("run_id")
-    with track_run(tracking_uri, experiment, key, run_id) as run:
+    device = _device(config)
+    saved = load_checkpoint(folder)
+    with track_run(tracking_uri, experiment, key, saved.figures.get("run_id") if saved else None) as run:
         run.log_setting(_parameters(split, model, config))
-        loop = _Loop(x, y, x_val, y_val, len(split.labels), frontend.shape, model, config, folder, run)
+        loop = _Loop(x, y, x_val, y_val, len(split.labels), frontend.shape, model, config, device, folder, run)
+        if saved:
+            loop.resume(saved)
+            if run.fresh:
+                run.log_history(loop.progress.history)
         resumed_at = loop.run()
         classifier, logits = loop.best()
         spec = BundleSpec(
@@ -186,13 +196,12 @@ class _Loop:
         shape: tuple[int, ...],
         model: ModelConfig,
         config: TrainConfig,
+        device: torch.device,
         folder: str,
         run: TrackedRun,
     ) -> None:
-        self.config, self.folder, self.tracked, self.labels = config, folder, run, labels
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(wanted if config.device == "auto" else config.device)
-        torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        self.config, self.device, self.folder, self.tracked, self.labels = config, device, folder, run, labels
+        torch.set_num_threads(config.threads or torch.get_num_threads())
         torch.manual_seed(config.seed)
         axes = (0,) if x.ndim == 2 else (0, 2)
         mean = x.mean(dim=axes, keepdim=x.ndim == 3)
@@ -217,10 +226,21 @@ class _Loop:
         self.schedule = _schedule(self.optimiser, config, self.steps)
         self.progress = _Progress()
         self.best_state = copy.deepcopy(self.classifier.state_dict())
+        self.start = 0
+
+    def resume(self, saved: Checkpoint) -> None:
+        """Take up a killed run where its checkpoint left it."""
+        self.classifier.load_state_dict(saved.model)
+        self.best_state = saved.best
+        restore_optimiser(self.optimiser, saved.optimiser, saved.figures["optimiser"])
+        self.schedule.load_state_dict(self.schedule.state_dict() | saved.figures["schedule"])
+        self.progress = _Progress(**saved.figures["progress"])
+        torch.set_rng_state(saved.random)
+        self.start = saved.epoch
 
     def run(self) -> int:
         """Train to the end; returns the epoch after which a killed run was taken up (0: none)."""
-        start = self._resume()
+        start = self.start
         if start:
             note(f"resuming after epoch {start} of {self.config.epochs} from the store's checkpoint")
         with ProgressBar("train", self.config.epochs, "epochs") as bar:
@@ -334,17 +354,12 @@ class _Loop:
             Checkpoint(epoch, self.classifier.state_dict(), self.best_state, tensors, torch.get_rng_state(), figures),
         )
 
-    def _resume(self) -> int:
-        saved = load_checkpoint(self.folder)
-        if saved is None:
-            return 0
-        self.classifier.load_state_dict(saved.model)
-        self.best_state = saved.best
-        restore_optimiser(self.optimiser, saved.optimiser, saved.figures["optimiser"])
-        self.schedule.load_state_dict(self.schedule.state_dict() | saved.figures["schedule"])
-        self.progress = _Progress(**saved.figures["progress"])
-        torch.set_rng_state(saved.random)
-        return saved.epoch
+def _device(config: TrainConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("train.device 'cuda': torch finds no GPU here; use auto or cpu")
+    return torch.device(config.device)
 
 
 def _schedule(optimiser: torch.optim.Optimizer, config: TrainConfig, steps: int) -> Any:
@@ -413,10 +428,7 @@ def _log_whole_run(
     history: list[dict[str, float]],
     bundle_uri: str,
 ) -> None:
-    """Tell a tracking server that does not know the run (a new one, say) all that was logged when it was trained."""
-    if not run.fresh:
-        return
+    """Tell a tracking server all that was logged when the model was trained."""
     run.log_setting(_parameters(split, model, config))
-    for figures in history:
-        run.log_epoch(figures)
+    run.log_history(history)
     run.log_bundle(bundle_uri)

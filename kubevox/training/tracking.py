@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,10 @@ def mlflow_client(tracking_uri: str) -> Any:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     if tracking_uri.startswith("sqlite:///"):
-        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RegistryError(f"tracking.uri {tracking_uri}: {error.strerror}; choose another place") from None
     elif "://" not in tracking_uri:
         raise RegistryError(
             f"tracking.uri {tracking_uri!r}: a bare folder cannot hold a registry; use sqlite:///path/mlflow.db or "
@@ -83,6 +86,11 @@ class TrackedRun:
         metrics = [Metric(name, value, now, step) for name, value in figures.items() if name != "epoch"]
         self._client.log_batch(self.id, metrics=metrics)
 
+    def log_history(self, history: Iterable[dict[str, float]]) -> None:
+        """Log several epochs' figures."""
+        for figures in history:
+            self.log_epoch(figures)
+
     def log_metrics(self, figures: dict[str, float]) -> None:
         """Log single figures, such as the test split's."""
         for name, value in figures.items():
@@ -121,33 +129,43 @@ def track_run(
             run = client.get_run(run_id) if run_id else None
         except MlflowException:
             run = None
+        if run is not None and run.info.lifecycle_stage != "active":
+            run = None  # deleted in the UI: nothing can be written to it any more
         fresh = run is None
         if run is None:
             run = client.create_run(experiment_id, run_name=name[:12])
         elif not only_if_missing:
             client.update_run(run.info.run_id, status="RUNNING")
     except MlflowException as error:
-        raise RegistryError(f"tracking.uri {tracking_uri}: MLflow does not answer ({_first_line(error)})") from None
+        raise _refused(tracking_uri, error) from None
     tracked = TrackedRun(client, run.info.run_id, fresh)
     if only_if_missing and not fresh:
         yield tracked
         return
     try:
         yield tracked
-    except BaseException:
-        client.set_terminated(tracked.id, "FAILED")
+        client.set_terminated(tracked.id, "FINISHED")
+    except BaseException as error:
+        with contextlib.suppress(MlflowException):
+            client.set_terminated(tracked.id, "FAILED")
+        if isinstance(error, MlflowException):
+            raise _refused(tracking_uri, error) from None
         raise
-    client.set_terminated(tracked.id, "FINISHED")
 
 
 def log_evaluation(tracking_uri: str, run_id: str, evaluation: Evaluation) -> None:
     """Add the test split's figures, the verdict and the report to the run that trained the model."""
     client = mlflow_client(tracking_uri)
+    from mlflow.exceptions import MlflowException
+
     run = TrackedRun(client, run_id, fresh=False)
-    run.log_metrics(evaluation.headline())
-    run.log_file(storage.fetch(storage.join(evaluation.uri, "report.html")), "evaluation")
-    client.set_tag(run_id, "gate", "promote" if evaluation.verdict.promote else "reject")
-    client.set_tag(run_id, "evaluation_uri", evaluation.uri)
+    try:
+        run.log_metrics(evaluation.headline())
+        run.log_file(storage.fetch(storage.join(evaluation.uri, "report.html")), "evaluation")
+        client.set_tag(run_id, "gate", "promote" if evaluation.verdict.promote else "reject")
+        client.set_tag(run_id, "evaluation_uri", evaluation.uri)
+    except MlflowException as error:
+        raise _refused(tracking_uri, error) from None
 
 
 def _create_experiment(client: Any, tracking_uri: str, name: str) -> str:
@@ -156,6 +174,10 @@ def _create_experiment(client: Any, tracking_uri: str, name: str) -> str:
     if tracking_uri.startswith("sqlite:///"):
         place = (Path(tracking_uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
     return client.create_experiment(name, artifact_location=place)
+
+
+def _refused(tracking_uri: str, error: Exception) -> RegistryError:
+    return RegistryError(f"tracking.uri {tracking_uri}: MLflow does not answer ({_first_line(error)})")
 
 
 def _first_line(error: Exception) -> str:

@@ -72,25 +72,25 @@ class Cues:
 
 
 CUES: dict[Emotion, Cues] = {
-    "anger": Cues(pitch_st=2.5, range=1.5, rate=1.2, level_db=8.0, tilt_db=3.5, ending="!"),
-    "disgust": Cues(pitch_st=-2.5, range=1.15, rate=0.72, level_db=-2.0, gap_ms=20.0),
-    "fear": Cues(pitch_st=5.0, range=0.55, rate=1.38, level_db=-2.0, tilt_db=-1.5, tremor=0.35),
-    "happiness": Cues(pitch_st=4.0, range=1.7, rate=1.03, level_db=4.0, tilt_db=1.5),
+    "anger": Cues(pitch_st=2.5, range=1.5, rate=1.2, level_db=9.0, tilt_db=4.0, ending="!"),
+    "disgust": Cues(pitch_st=-2.5, range=1.15, rate=0.7, level_db=-2.0, gap_ms=20.0),
+    "fear": Cues(pitch_st=5.0, range=0.55, rate=1.4, level_db=-2.5, tilt_db=-2.0, tremor=0.35),
+    "happiness": Cues(pitch_st=4.0, range=1.7, rate=1.03, level_db=5.0, tilt_db=2.0),
     "neutral": Cues(),
-    "sadness": Cues(pitch_st=-1.5, range=0.5, rate=0.85, level_db=-7.0, tilt_db=-3.0, gap_ms=35.0, tremor=0.1),
+    "sadness": Cues(pitch_st=-1.5, range=0.5, rate=0.85, level_db=-7.0, tilt_db=-3.5, gap_ms=35.0, tremor=0.1),
     "surprise": Cues(pitch_st=6.0, range=1.8, rate=1.2, level_db=2.0, ending="?"),
 }
 
 # Standard deviations at variability 1, in the cues' own units (range and rate: octaves). People differ from one
 # another in how they show an emotion, and a person from one utterance to the next.
-_BETWEEN_SPEAKERS = {"pitch_st": 0.5, "range": 0.1, "rate": 0.04, "level_db": 0.8, "tilt_db": 0.25, "gap_ms": 5.0}
-_WITHIN_SPEAKER = {"pitch_st": 0.5, "range": 0.1, "rate": 0.04, "level_db": 0.8, "tilt_db": 0.25, "gap_ms": 5.0}
+_BETWEEN_SPEAKERS = {"pitch_st": 0.5, "range": 0.1, "rate": 0.03, "level_db": 0.7, "tilt_db": 0.25, "gap_ms": 5.0}
+_WITHIN_SPEAKER = {"pitch_st": 0.5, "range": 0.1, "rate": 0.03, "level_db": 0.7, "tilt_db": 0.25, "gap_ms": 5.0}
 _STRENGTH_BETWEEN, _STRENGTH_WITHIN = 0.1, 0.15
 _WEAKEST, _STRONGEST = 0.3, 1.4
 _FINAL_CONTOUR_KEPT = 0.85  # how often the emotion's intonation is used; else the sentence falls as in neutral speech
 
 _NEUTRAL_RATE = 165  # words a minute: a calm reader
-_LEVEL_DBFS = -25.0  # RMS of neutral speech; leaves room for loud speech's peaks
+_LEVEL_DBFS = -27.0  # RMS of neutral speech; leaves room for loud speech's peaks
 _HIGHEST_PEAK = 0.95
 _NOISE_BELOW_SPEECH_DB = 38.0
 _MARGIN_S = (0.12, 0.3)
