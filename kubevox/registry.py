@@ -35,7 +35,7 @@ class KubevoxModel(PythonModel):
 
         self.bundle = load_bundle(context.artifacts["bundle"])
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         from kubevox.data.audio import decode
 
         spec = self.bundle.spec
@@ -99,13 +99,13 @@ class Registry:
         import tempfile
         from pathlib import Path
 
-        import mlflow
-        from mlflow.exceptions import MlflowException
-        from mlflow.models import ModelSignature
-        from mlflow.types import ColSpec, Schema
-
         folder = storage.fetch(bundle_uri)
-        with self._answers(), tempfile.TemporaryDirectory() as temporary:
+        with _without_advice(), self._answers(), tempfile.TemporaryDirectory() as temporary:
+            import mlflow
+            from mlflow.exceptions import MlflowException
+            from mlflow.models import ModelSignature
+            from mlflow.types import ColSpec, Schema
+
             code = Path(temporary) / "kubevox_model.py"
             code.write_text(_MODEL_CODE, encoding="utf-8")
             with mlflow.start_run(run_id=run_id):
@@ -147,6 +147,16 @@ class Registry:
     def _unreachable(self, error: Exception) -> RegistryError:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return RegistryError(f"tracking.uri {self.tracking_uri}: MLflow refused: {line[:300]}")
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """MLflow advises to give an example, from which to infer the signature that it is given."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
+        yield
 
 
 def _version(item: Any) -> ModelVersion:

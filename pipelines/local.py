@@ -93,7 +93,10 @@ def run_locally(config: Config, work_dir: Path, pipeline: Any = None) -> RunOutc
     # OpenMP's threads wait for each other by spinning, which slows them down many times over where another process
     # wants a core too. A short spin costs a tenth on a quiet machine and spares that.
     spin = os.environ.get("GOMP_SPINCOUNT", "1000")
-    steps = _environment(KUBEVOX_EVENTS="1", PYTHONUNBUFFERED="1", GOMP_SPINCOUNT=spin)
+    # Every task's command leaves a temporary folder behind: let it be in the run's own, which goes with old runs.
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    steps = _environment(KUBEVOX_EVENTS="1", PYTHONUNBUFFERED="1", GOMP_SPINCOUNT=spin, TMPDIR=str(temporary))
     with steps, contextlib.redirect_stdout(view), quiet:
         # Display names are for the cluster's UI; that the local runner ignores them needs no line a task.
         warnings.filterwarnings("ignore", message=".*no effect in the current local runner.*")

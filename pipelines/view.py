@@ -36,9 +36,9 @@ class RunView(io.TextIOBase):
 
     Attributes:
         results: what the stages said at their end, in order: the event's fields with ``stage`` and ``seconds``.
-        failed: the name of the task that failed, or None.
-        error: the user's error in one line, or None where the failure was none of the user's.
-        unexpected: the last line of the last other traceback, or None.
+        failed: the name of the first task that failed, or None. Tasks that do not need it may still run after it.
+        error: that task's user error in one line, or None where the failure was none of the user's.
+        unexpected: the last line of its last other traceback, or None.
     """
 
     def __init__(self, log: Path, out: TextIO = sys.stdout) -> None:
@@ -69,8 +69,7 @@ class RunView(io.TextIOBase):
         """End the log."""
         if not self._log.closed:
             if self._partial:
-                self._read(self._partial)
-                self._partial = ""
+                self.write("\n")
             self._log.close()
 
     def result(self, stage: str) -> StageResult | None:
@@ -89,9 +88,11 @@ class RunView(io.TextIOBase):
             self._since[stage] = time.monotonic()
             self._move(f"{self._title(stage)}…")
         elif ended := _ENDED.search(line):
-            if ended[2] != "SUCCESS" and self.failed is None:
+            if self.failed is None and ended[2] != "SUCCESS":
                 self.failed = ended[1]
-        else:
+            elif self.failed is None:  # whatever it said, it went on
+                self.error = self.unexpected = None
+        elif self.failed is None:
             stripped = line.strip()
             if error := _USER_ERROR.match(stripped):
                 self.error = error[1]

@@ -8,11 +8,16 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from collections.abc import Callable, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import soundfile  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+if TYPE_CHECKING:
+    from kubevox.training.loop import TrainResult
+    from tests.tiny import Tiny
 
 # The same examples every time, so that a failure can be repeated; `--hypothesis-profile=explore` looks further.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -92,3 +97,23 @@ def make_corpus() -> Callable[..., Path]:
 def folder_corpus(make_corpus: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """``folder_corpus(speakers, …)``: such a corpus in the test's own folder."""
     return lambda *args, **options: make_corpus(tmp_path / "corpus", *args, **options)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(make_corpus: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six speakers, three labels, two clips each."""
+    return make_corpus(tmp_path_factory.mktemp("tiny-corpus"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
+    """A store with a dataset, a split and features; only for tests that add to it."""
+    from tests.tiny import prepare
+
+    return prepare(tmp_path_factory.mktemp("tiny"), tiny_corpus)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: "Tiny") -> "TrainResult":
+    """A small residual network, trained for three epochs."""
+    return tiny.train()

@@ -76,8 +76,8 @@ def test_on_a_terminal_there_is_a_bar_that_is_gone_afterwards():
     run = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=theirs, text=True, env=environment
     )
-    os.close(theirs)
     drawn = os.read(ours, 100_000).decode()
+    os.close(theirs)
     os.close(ours)
     assert run.stdout == "a b c\n"
     assert "reading" in drawn

@@ -63,6 +63,10 @@ class ModelClient:
         outputs = {output["name"]: output["data"] for output in answer["outputs"]}
         return outputs | {"model_version": answer.get("model_version")}
 
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         import httpx
 
@@ -89,8 +93,8 @@ def model_server(
     command += ["--model_version", version, "--host", "127.0.0.1", "--http_port", str(port)]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
+        client = ModelClient(f"http://127.0.0.1:{port}", name, request_timeout_s)
         try:
-            client = ModelClient(f"http://127.0.0.1:{port}", name, request_timeout_s)
             deadline = time.monotonic() + start_timeout_s
             while not client.ready():
                 if process.poll() is not None:
@@ -102,6 +106,7 @@ def model_server(
                 time.sleep(0.1)
             yield client
         finally:
+            client.close()
             process.terminate()
             try:
                 process.wait(timeout=10)

@@ -7,6 +7,7 @@ champion stays, and the version says why.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from kubevox.data.audio import encode_flac
 from kubevox.data.dataset import read_audio
 from kubevox.data.splits import load_split
 from kubevox.deployment.local import model_server
-from kubevox.errors import DeploymentError, KubevoxError
+from kubevox.errors import DeploymentError, KubevoxError, RegistryError
 from kubevox.evaluation.run import Evaluation, load_evaluation
 from kubevox.models.bundle import load_bundle
 from kubevox.page import SYNTHETIC_NOTICE
@@ -94,27 +95,29 @@ def deploy(
         note(f"registered {name} version {version.version}")
     try:
         checks = _compare(version, evaluation, config)
-    except KubevoxError as error:
-        registry.tag(version, {"rollout": "failed", "rollout_reason": str(error)[:500]})
+        record = {
+            "model": name,
+            "version": version.version,
+            "bundle": bundle_uri,
+            "evaluation": evaluation_uri,
+            "previous": previous.version if previous else None,
+            "steps": [
+                {"step": "registered", "new": registered},
+                {"step": "served", "protocols": ["v1", "v2"]} | checks,
+                {"step": "promoted", "alias": "champion"},
+            ],
+            "outcome": "promoted",
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        uri = storage.join(store, "rollouts", f"{content_hash(record)}.json")
+        storage.write_bytes(uri, json.dumps(record, indent=2).encode())
+        registry.tag(version, {"rollout": "promoted", "rollout_record": uri, "rollout_reason": ""})
+        registry.promote(version)  # last: whatever fails before, the old champion stays
+    except Exception as error:
+        reason = str(error) if isinstance(error, KubevoxError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(RegistryError):
+            registry.tag(version, {"rollout": "failed", "rollout_reason": reason[:500]})
         raise
-    registry.promote(version)
-    record = {
-        "model": name,
-        "version": version.version,
-        "bundle": bundle_uri,
-        "evaluation": evaluation_uri,
-        "previous": previous.version if previous else None,
-        "steps": [
-            {"step": "registered", "new": registered},
-            {"step": "served", "protocols": ["v1", "v2"]} | checks,
-            {"step": "promoted", "alias": "champion"},
-        ],
-        "outcome": "promoted",
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    uri = storage.join(store, "rollouts", f"{content_hash(record)}.json")
-    storage.write_bytes(uri, json.dumps(record, indent=2).encode())
-    registry.tag(version, {"rollout": "promoted", "rollout_record": uri})
     return Rollout(
         model=name,
         version=version.version,

@@ -6,6 +6,7 @@ file's own header. A kill at any moment leaves the previous epoch's file or this
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from kubevox import storage
 from kubevox.progress import note
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "optimiser_tensors", "restore_optimiser", "save_checkpoint"]
 
 _NAME = "last.safetensors"
 
@@ -51,7 +52,7 @@ def save_checkpoint(folder: str, checkpoint: Checkpoint) -> None:
         tensors |= {f"{group}/{k}": v.detach().cpu().contiguous() for k, v in getattr(checkpoint, group).items()}
     # Tensors that share memory (best is model after an improvement) may not share it in the file.
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    header = {"epoch": str(checkpoint.epoch), "figures": json.dumps(checkpoint.figures)}
+    header = {"epoch": str(checkpoint.epoch), "figures": json.dumps(checkpoint.figures), "sha256": _digest(tensors)}
     storage.write_bytes(storage.join(folder, _NAME), save(tensors, metadata=header))
 
 
@@ -70,6 +71,8 @@ def load_checkpoint(folder: str) -> Checkpoint | None:
             with safe_open(copy.name, framework="pt") as file:
                 header = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        if header["sha256"] != _digest(tensors):
+            raise ValueError("its tensors are not those that were saved")
         groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
         for name, tensor in tensors.items():
             group, slash, key = name.partition("/")
@@ -81,6 +84,10 @@ def load_checkpoint(folder: str) -> Checkpoint | None:
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         note(f"checkpoint {uri} is damaged ({error}); training starts over")
         return None
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(save(tensors)).hexdigest()
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -354,6 +354,7 @@ class _Loop:
             Checkpoint(epoch, self.classifier.state_dict(), self.best_state, tensors, torch.get_rng_state(), figures),
         )
 
+
 def _device(config: TrainConfig) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
