@@ -1,9 +1,12 @@
 """What long work says: events for the pipeline's runner, a bar on a terminal, nothing much in a log."""
 
+import contextlib
+import io
 import os
 import pty
 import subprocess
 import sys
+import termios
 
 import pytest
 from hypothesis import given
@@ -72,6 +75,8 @@ def test_without_a_runner_notes_go_to_the_log_and_results_are_not_printed(monkey
 def test_on_a_terminal_there_is_a_bar_that_is_gone_afterwards():
     code = "from kubevox.progress import track; print(*track('abc', 'reading', 3, 'files'))"
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (25, 80))
+    os.set_blocking(ours, False)
     environment = {key: value for key, value in os.environ.items() if key != "KUBEVOX_EVENTS"}
     run = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=theirs, text=True, env=environment
@@ -95,25 +100,10 @@ json_values = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["summary", "figures", "report"]), json_values))
 def test_any_result_survives_the_pipe(fields):
-    code_line = []
-
-    class Pipe:
-        def write(self, text):
-            code_line.append(text)
-
-        def flush(self):
-            pass
-
-    before, os.environ["KUBEVOX_EVENTS"] = os.environ.get("KUBEVOX_EVENTS"), "1"
-    stdout, sys.stdout = sys.stdout, Pipe()
-    try:
+    with contextlib.redirect_stdout(io.StringIO()) as pipe, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KUBEVOX_EVENTS", "1")
         result("stage", **fields)
-    finally:
-        sys.stdout = stdout
-        os.environ.pop("KUBEVOX_EVENTS")
-        if before is not None:
-            os.environ["KUBEVOX_EVENTS"] = before
-    text = "".join(code_line)
+    text = pipe.getvalue()
     assert text.endswith("\n")
     assert len(text.splitlines()) == 1
     assert parse_event(f"    {text}") == {"kind": "result", "stage": "stage", "fields": fields}  # KFP indents

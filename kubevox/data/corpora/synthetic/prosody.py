@@ -72,10 +72,10 @@ class Cues:
 
 
 CUES: dict[Emotion, Cues] = {
-    "anger": Cues(pitch_st=2.5, range=1.5, rate=1.2, level_db=9.0, tilt_db=4.0, ending="!"),
+    "anger": Cues(pitch_st=2.5, range=1.4, rate=1.25, level_db=9.5, tilt_db=4.5, ending="!"),
     "disgust": Cues(pitch_st=-2.5, range=1.15, rate=0.7, level_db=-2.0, gap_ms=20.0),
     "fear": Cues(pitch_st=5.0, range=0.55, rate=1.4, level_db=-2.5, tilt_db=-2.0, tremor=0.35),
-    "happiness": Cues(pitch_st=4.0, range=1.7, rate=1.03, level_db=5.0, tilt_db=2.0),
+    "happiness": Cues(pitch_st=4.0, range=1.8, rate=1.03, level_db=4.5, tilt_db=1.5),
     "neutral": Cues(),
     "sadness": Cues(pitch_st=-1.5, range=0.5, rate=0.85, level_db=-7.0, tilt_db=-3.5, gap_ms=35.0, tremor=0.1),
     "surprise": Cues(pitch_st=6.0, range=1.8, rate=1.2, level_db=2.0, ending="?"),
@@ -90,7 +90,7 @@ _WEAKEST, _STRONGEST = 0.3, 1.4
 _FINAL_CONTOUR_KEPT = 0.85  # how often the emotion's intonation is used; else the sentence falls as in neutral speech
 
 _NEUTRAL_RATE = 165  # words a minute: a calm reader
-_LEVEL_DBFS = -27.0  # RMS of neutral speech; leaves room for loud speech's peaks
+_LEVEL_DBFS = -28.0  # RMS of neutral speech; leaves room for loud speech's peaks
 _HIGHEST_PEAK = 0.95
 _NOISE_BELOW_SPEECH_DB = 38.0
 _MARGIN_S = (0.12, 0.3)
