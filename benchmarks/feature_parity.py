@@ -11,17 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import librosa
 import numpy as np
 import torch
+from machine import describe
 
 from kubevox.config import AudioLimits, LogMelConfig, StatisticsConfig
 from kubevox.data.audio import decode
@@ -83,21 +82,6 @@ def deviations(ours: np.ndarray, theirs: np.ndarray, config: StatisticsConfig) -
     return largest
 
 
-def _machine() -> dict[str, Any]:
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "librosa", "soxr")},
-    }
-
-
 def _milliseconds(call: Any, repeats: int = 9) -> float:
     """The best of some repeats: the one least disturbed by whatever else runs."""
     call()
@@ -143,7 +127,7 @@ def main() -> int:
         "largest_deviation": largest,
         "clips_above_tolerance": above,
         "milliseconds_a_clip": {},
-        "machine": _machine(),
+        "machine": describe("torch", "numpy", "librosa", "soxr"),
         "commit": git_commit(),
     }
     prepared = [frontend.prepare(waveform) for waveform in timed]

@@ -26,9 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", help="The configuration of the run that trained the champion.")
-]
+ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration of the run that trained the champion.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one value, such as train.epochs=5; can be repeated.")
 ]
@@ -139,13 +137,16 @@ def _resolve(config: Path, overrides: list[str] | None, bundle: str | None) -> t
     if bundle is not None:
         return bundle, None
     settings = _load(config, overrides)
-    from kubevox.registry import Registry
+    tracking = settings.tracking.uri
+    champion = None
+    # MLflow would make the database where there is none, and take its time over it.
+    if not tracking.startswith("sqlite:///") or Path(tracking.removeprefix("sqlite:///")).exists():
+        from kubevox.registry import Registry
 
-    champion = Registry(settings.tracking.uri).champion(settings.registered_model)
+        champion = Registry(tracking).champion(settings.registered_model)
     if champion is None:
         raise RegistryError(
-            f"no champion of {settings.registered_model} in {settings.tracking.uri}; train one: make run "
-            f"TASK={settings.task.name}"
+            f"no champion of {settings.registered_model} in {tracking}; train one: make run TASK={settings.task.name}"
         )
     return champion.bundle_uri, champion
 

@@ -669,7 +669,7 @@ def _explain(kind: type[BaseModel], tree: Any, problem: Any, where: str, sources
     known = sorted(_known_keys(kind, tree))
     if problem["type"] == "extra_forbidden":
         nearest = _nearest(key, known)
-        hint = f"; did you mean '{nearest}'?" if nearest else ""
+        hint = f"; did you mean '{nearest}'?" if nearest else "; none is known here"
         return f"{place}: unknown key '{key}' (value {_short(given)}){hint}"
     if problem["type"] == "invalid_key" or location[-1:] == ["[key]"]:
         section = ".".join(str(part) for part in location[:-2]) or "the top level"

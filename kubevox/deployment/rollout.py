@@ -111,7 +111,8 @@ def deploy(
         }
         uri = storage.join(store, "rollouts", f"{content_hash(record)}.json")
         storage.write_bytes(uri, json.dumps(record, indent=2).encode())
-        registry.tag(version, {"rollout": "promoted", "rollout_record": uri, "rollout_reason": ""})
+        outcome = {"rollout": "promoted", "rollout_record": uri}
+        registry.tag(version, outcome | ({"rollout_reason": ""} if "rollout_reason" in version.tags else {}))
         registry.promote(version)  # last: whatever fails before, the old champion stays
     except Exception as error:
         reason = str(error) if isinstance(error, KubevoxError) else f"{type(error).__name__}: {error}"

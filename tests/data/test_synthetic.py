@@ -126,6 +126,19 @@ def test_emotions_sound_as_the_table_says(one_sentence):
     assert length["fear"] < length["neutral"] < length["sadness"] < length["disgust"]
 
 
+def test_a_frightened_voice_is_higher_than_a_sad_one_of_the_same_speaker(one_sentence):
+    def pitch_hz(audio: np.ndarray) -> float:
+        """The median of the autocorrelation's peak over the louder half of the frames."""
+        frames = np.lib.stride_tricks.sliding_window_view(audio.astype(float), 1024)[::512]
+        frames = frames[np.var(frames, axis=1) > np.median(np.var(frames, axis=1))] * np.hanning(1024)
+        correlation = np.fft.irfft(np.abs(np.fft.rfft(frames, 2048)) ** 2)[:, 55:315]  # 400 to 70 Hz
+        return 22_050 / float(np.median(55 + correlation.argmax(axis=1)))
+
+    heard = {(r.speaker, r.raw_label): pitch_hz(audio) for r, audio in one_sentence if r.language == "en"}
+    for speaker, _ in heard:
+        assert heard[speaker, "fear"] > 1.1 * heard[speaker, "sadness"]
+
+
 def test_no_two_recordings_are_the_same(one_sentence):
     assert len({audio.tobytes() for _, audio in one_sentence}) == len({r.source_id for r, _ in one_sentence})
 

@@ -23,7 +23,7 @@ from kubevox.errors import CorpusError
 
 __all__ = ["VOICES", "Synthetic"]
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same options give other recordings, so that stored dataset versions are not taken for them."""
 
 VOICES = {

@@ -3,7 +3,7 @@
 The library comes with the package ``espeakng-loader`` (GPL-3; the extra ``kubevox[synthetic]``) and is loaded only when
 something is to be said. It keeps state between utterances that its interface cannot reset, such as the position in its
 table of pitch flutter and the count of glottal cycles, so that the same sentence sounds different the second time.
-:func:`speak` therefore maps the library afresh for every utterance and unmaps it afterwards, which takes half a
+:func:`speak` therefore maps the library afresh for every utterance and unmaps it afterwards, which takes less than a
 millisecond: what it returns depends on its arguments alone, in any order and in any process.
 """
 

@@ -1,25 +1,26 @@
 """Seven emotions as prosody: what is changed, by how much, and after whom.
 
-Every cue is relative to the speaker's own neutral speech. Directions are the literature's; sizes are chosen so that the
-classes overlap, as they do between people.
+Every cue is relative to the speaker's own neutral speech (:data:`CUES` holds the sizes). The directions are the
+literature's; the sizes, and the chance variation around them, are chosen so that classes overlap, as they do between
+people, and stay learnable from a few speakers.
 
-========= ====================================================================== ===================================
-emotion   cues (pitch level, range; rate; loudness; brightness; other)           after
-========= ====================================================================== ===================================
-anger     higher, much wider; faster; much louder; much brighter; emphatic       [JL] [MA] [BS] [BuSe]
-disgust   lower, slightly wider; much slower; softer; darker; pauses             [MA] [BS]
-fear      much higher, narrower; much faster; slightly softer; darker; tremor    [JL] [MA] [BS] [BuSe]
-happiness higher, wider; faster; louder; brighter; emphatic                      [JL] [MA] [S] [BuSe]
-neutral   the speaker's own                                                      --
-sadness   lower, much narrower; slower; much softer; much darker; pauses; tremor [JL] [MA] [BS] [S]
-surprise  much higher, much wider; slightly faster; slightly louder; final rise  [C] [Sch]
-========= ====================================================================== ===================================
+========= ======================================================================== =====================
+emotion   pitch level, pitch range; rate; loudness; brightness; other              after
+========= ======================================================================== =====================
+anger     higher, wider; faster; much louder; much brighter; emphatic accents      [JL] [MA] [BS] [BuSe]
+disgust   lower, slightly wider; much slower; softer; --; pauses                   [MA] [BS]
+fear      much higher, narrower; much faster; softer; darker; tremor               [JL] [MA] [BS] [BuSe]
+happiness higher, much wider; hardly faster; louder; brighter; --                  [JL] [MA] [S] [BuSe]
+neutral   the speaker's own                                                        --
+sadness   lower, much narrower; slower; much softer; much darker; pauses, tremor   [JL] [MA] [BS] [S]
+surprise  much higher, much wider; faster; slightly louder; --; final rise         [C] [Sch]
+========= ======================================================================== =====================
 
-The studies disagree in places. Fear's range is narrow in [JL] and wide in [MA], and the better supported narrow one is
-taken; the pitch of disgust is low in [MA], uncertain in [BS]; for surprise there are few studies, and its rule is that
-of a synthesiser whose listeners recognised it.
+Where the studies disagree: the range of fear is narrow in [JL], wide in [MA]; the rate of happiness is fast in [JL],
+faster or slower in [MA], and the pitch of disgust is low in [MA] but varies in [BS]. Few have studied surprise: its
+rule is that of synthesisers whose listeners recognised it.
 
-* [JL] Juslin & Laukka (2003), Psychological Bulletin 129(5), 770-814: the review of 104 studies, its summary of cues
+* [JL] Juslin & Laukka (2003), Psychological Bulletin 129(5), 770-814: a review of 104 studies, its summary of cues
 * [MA] Murray & Arnott (1993), JASA 93(2), 1097-1108: the table of vocal effects of the primary emotions
 * [BS] Banse & Scherer (1996), J. Personality and Social Psychology 70(3), 614-636: profiles of 14 emotions
 * [S] Scherer (2003), Speech Communication 40(1-2), 227-256: the table of effects on acoustic parameters
@@ -51,7 +52,7 @@ class Cues:
     """What an emotion changes in a speaker's neutral speech.
 
     Attributes:
-        pitch_st: pitch level, semitones.
+        pitch_st: pitch level, semitones; a wider range lifts the mean further, since accents rise and seldom fall.
         range: pitch range, a factor.
         rate: speaking rate, a factor.
         level_db: loudness, dB.
