@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from kubevox import storage
 from kubevox.config import DeployConfig
@@ -134,7 +135,7 @@ def _compare(version: ModelVersion, evaluation: Evaluation, config: DeployConfig
     """Serve what was registered and compare its answers with the evaluator's."""
     bundle = load_bundle(version.bundle_uri)
     name = bundle.spec.task
-    expected = evaluation.probabilities()
+    expected = _predictions(evaluation, len(bundle.spec.labels))
     ids = _spread(sorted(expected), config.check_clips)
     recordings = _recordings(evaluation.split_uri, ids)
     with model_server(
@@ -167,6 +168,22 @@ def _compare(version: ModelVersion, evaluation: Evaluation, config: DeployConfig
     return {"recordings": len(ids), "largest_difference": largest, "tolerance": config.tolerance}
 
 
+def _predictions(evaluation: Evaluation, labels: int) -> dict[str, list[float]]:
+    try:
+        expected = evaluation.probabilities()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        why = " ".join(str(error).split())
+        raise DeploymentError(
+            f"{evaluation.uri}/predictions.parquet: cannot be read ({why}); delete the evaluation and run again"
+        ) from None
+    if not expected or any(len(row) != labels for row in expected.values()):
+        raise DeploymentError(
+            f"{evaluation.uri}/predictions.parquet: not {labels} probabilities for each test recording; delete the "
+            "evaluation and run again"
+        )
+    return expected
+
+
 def _spread(ids: Sequence[str], count: int) -> list[str]:
     """Some ids, spread evenly over the sorted list: hashes, so a fixed and arbitrary choice."""
     step = max(1, len(ids) // count)
@@ -177,6 +194,8 @@ def _recordings(split_uri: str, ids: Sequence[str]) -> list[bytes]:
     found: dict[str, bytes] = {}
     for shard in load_split(split_uri).dataset.shard_uris:
         found |= {utterance: encode_flac(waveform) for utterance, waveform in read_audio(shard, ids)}
+    if missing := [utterance for utterance in ids if utterance not in found]:
+        raise DeploymentError(f"split {split_uri}: it has no recording {missing[0][:12]}, which was evaluated")
     return [found[utterance] for utterance in ids]
 
 

@@ -49,12 +49,15 @@ class ResCnn(nn.Module):
         self.head = nn.Sequential(
             nn.BatchNorm1d(2 * width * bands), nn.Dropout(config.dropout), nn.Linear(2 * width * bands, labels)
         )
-        # A third faster on CPUs than channels first.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Channels last is a third faster on CPUs; torch 2.13 crashes on it (in the backward pass) for some widths below
+        # sixteen, so it is used only where every width fills whole vectors.
+        whole = all(channels % 16 == 0 for channels in config.channels)
+        self._layout = torch.channels_last if whole else torch.contiguous_format
+        self.to(memory_format=self._layout)  # type: ignore[call-overload]
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """Logits [batch, labels] of normalised log-mel bands [batch, bands, frames]."""
-        maps = self.stages(self.stem(log_mel.unsqueeze(1).contiguous(memory_format=torch.channels_last)))
+        maps = self.stages(self.stem(log_mel.unsqueeze(1).contiguous(memory_format=self._layout)))
         return self.head(self.pooling(maps.flatten(1, 2)))
 
 

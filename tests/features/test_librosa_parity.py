@@ -1,7 +1,8 @@
 """The ``statistics`` frontend against librosa 0.11, value by value; the measure is that of the benchmark."""
 
-import importlib.util
+import importlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,14 +20,11 @@ CONFIG = StatisticsConfig()
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "feature_parity.py"
-    spec = importlib.util.spec_from_file_location("feature_parity", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark() -> Iterator[ModuleType]:
+    """The benchmark's own module, which holds the reference and the measure; its folder is where a script's is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+        yield importlib.import_module("feature_parity")
 
 
 def assert_parity(benchmark: ModuleType, waveform: Waveform, config: StatisticsConfig = CONFIG) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubevox.config import AudioLimits
-from kubevox.data.audio import decode
+from kubevox.data.audio import decode, encode_flac
 from kubevox.deployment.local import ModelClient, model_server
 from kubevox.models.bundle import Bundle, load_bundle
 from tests.tiny import Tiny, untrained_bundle
@@ -39,6 +39,13 @@ def recording(
     buffer = io.BytesIO()
     samples = np.stack([(tone + noise) / (1 + channel) for channel in range(channels)], axis=1)
     soundfile.write(buffer, samples, rate, format=container, subtype=subtype)
+    return buffer.getvalue()
+
+
+def silence(seconds: float) -> bytes:
+    """FLAC, which hardly needs bytes for it."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(round(seconds * 8_000)), 8_000, format="FLAC")
     return buffer.getvalue()
 
 
@@ -158,7 +165,8 @@ def test_a_request_of_several_is_answered_in_its_order(server: ModelClient, bund
 
 
 def test_wav_and_flac_of_one_recording_get_the_same_answer(server: ModelClient) -> None:
-    assert server.predict_v1([RECORDINGS["wav"]]) == server.predict_v1([RECORDINGS["flac"]])
+    waveform, _ = decode(WAV, LIMITS)
+    assert server.predict_v1([WAV]) == server.predict_v1([encode_flac(waveform)])
 
 
 def test_requests_at_the_same_time_do_not_disturb_each_other(server: ModelClient, bundle: Bundle) -> None:
@@ -234,11 +242,279 @@ BAD_AUDIO = {
     "no samples": (text(recording(seconds=0)), "samples"),
     "a truncated WAV": (text(WAV[: len(WAV) // 2]), "truncated"),
     "a WAV's header": (text(WAV[:44]), "truncated"),
-    "a truncated FLAC": (text(RECORDINGS["flac"][:2000]), "truncated"),
+    "a truncated FLAC": (text(RECORDINGS["flac"][:2000]), "incomplete"),
     "too short": (text(recording(seconds=0.4)), "too short"),
     "too long": (text(recording(seconds=2.1, rate=8_000)), "longer"),
-    "unfolds into hours": (text(soundless(seconds=3600)) if False else GOOD[:8], ""),
+    "small, and long when unfolded": (text(silence(seconds=300)), "longer"),
     "too large": (text(b"\0" * 100_001), "bytes"),
     "too many channels": (text(recording(channels=3, seconds=0.6)), "channels"),
     "an odd sample rate": (text(recording(rate=4_000)), "sample rate"),
 }
+
+
+@pytest.mark.parametrize("kind", BAD_AUDIO)
+def test_audio_that_cannot_be_used_is_refused_with_its_reason(kind: str, http: httpx.Client) -> None:
+    audio, word = BAD_AUDIO[kind]
+    refused(http.post(V1, json={"instances": [{"audio": audio}]}), word)
+    refused(http.post(V2, json=v2(data=[audio])), word)
+
+
+def test_the_bad_one_of_several_recordings_is_named(http: httpx.Client) -> None:
+    refused(http.post(V1, json={"instances": [{"audio": GOOD}, {"audio": text(b"text")}]}), "recording 1")
+    refused(http.post(V2, json=v2(shape=[2], data=[GOOD, text(b"text")])), "recording 1")
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ([], "JSON object"),
+        ("text", "JSON object"),
+        (1, "JSON object"),
+        ({}, "'instances' is missing"),
+        ({"inputs": []}, "'instances' is missing"),
+        ({"instances": None}, "must be a list"),
+        ({"instances": {}}, "must be a list"),
+        ({"instances": GOOD}, "must be a list"),
+        ({"instances": []}, "no recording"),
+        ({"instances": [None]}, "instances[0]: key 'audio' is missing"),
+        ({"instances": [GOOD]}, "instances[0]: key 'audio' is missing"),
+        ({"instances": [{"audio": GOOD}, {"sound": GOOD}]}, "instances[1]: key 'audio' is missing"),
+        ({"instances": [{"audio": None}]}, "got NoneType"),
+        ({"instances": [{"audio": 5}]}, "got int"),
+        ({"instances": [{"audio": True}]}, "got bool"),
+        ({"instances": [{"audio": [GOOD]}]}, "got list"),
+        ({"instances": [{"audio": {"b64": GOOD}}]}, "got dict"),
+        ({"instances": [{"audio": GOOD}] * 65}, "limit of 64"),
+    ],
+)
+def test_v1_says_what_is_wrong_with_a_body(body: Any, word: str, http: httpx.Client) -> None:
+    refused(http.post(V1, json=body), word)
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ([], "body"),
+        ({}, "inputs: Field required"),
+        ({"inputs": {}}, "inputs"),
+        ({"inputs": []}, "'audio' is missing"),
+        ({"inputs": [None]}, "inputs.0"),
+        ({"inputs": [{"name": "audio"}]}, "inputs.0.shape"),
+        (v2(name="sound"), "'audio' is missing (inputs given: sound)"),
+        (v2(name=5), "inputs.0.name"),
+        (v2(datatype="FP32"), "must be of datatype BYTES, not FP32"),
+        (v2(datatype="FP16"), "FP16"),
+        (v2(datatype=""), "must be of datatype BYTES"),
+        (v2(datatype=None), "inputs.0.datatype"),
+        (v2(shape=[]), "shape []"),
+        (v2(shape=[2]), "shape [2] but 1 elements"),
+        (v2(shape=[-1]), "shape [-1]"),
+        (v2(shape=[1, 1, 1]), "shape [1, 1, 1]"),
+        (v2(shape=[10**30]), "shape"),
+        (v2(shape="1"), "inputs.0.shape"),
+        (v2(shape=[None]), "inputs.0.shape.0"),
+        (v2(data=None), "inputs.0.data"),
+        (v2(data=GOOD), "inputs.0.data"),
+        (v2(data=[]), "0 elements"),
+        (v2(data=[], shape=[0]), "no recording"),
+        (v2(data=[5]), "got int"),
+        (v2(data=[[GOOD]]), "got list"),
+        (v2(data=[GOOD] * 65, shape=[65]), "limit of 64"),
+        ({"id": 5} | v2(), "id"),
+        ({"outputs": 5} | v2(), "outputs"),
+    ],
+)
+def test_v2_says_what_is_wrong_with_a_body(body: Any, word: str, http: httpx.Client) -> None:
+    refused(http.post(V2, json=body), word)
+    refused(http.post(V2, content=json.dumps(body).encode(), headers={"content-type": "text/plain"}))
+
+
+@pytest.mark.parametrize("path", [V1, V2])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"nothing", b"null", b"\xff\xfe", b"\x00", b'{"instances": NaN}', b"[" * 100_000, b'{"a":' * 5_000],
+)
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+def test_what_is_no_json_is_refused(path: str, content: bytes, content_type: str, http: httpx.Client) -> None:
+    refused(http.post(path, content=content, headers={"content-type": content_type}))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id": "\\ud800", "inputs": []}',
+        json.dumps({"id": "\ud800"} | v2()).encode(),
+        json.dumps(v2(name="\ud800")).encode(),
+        json.dumps(v2(datatype="\ud800")).encode(),
+        json.dumps(v2(data=["\ud800"])).encode(),
+        json.dumps(v2(parameters={"\ud800": []})).encode(),
+    ],
+)
+def test_half_a_surrogate_pair_which_no_answer_can_hold_is_refused(body: bytes, http: httpx.Client) -> None:
+    refused(http.post(V2, content=body, headers={"content-type": "application/json"}))
+
+
+TAIL = element(GOOD.encode())
+
+
+@pytest.mark.parametrize(
+    ("header", "tail", "word"),
+    [
+        (b"\xff\x00 garbage", b"", "not valid JSON"),
+        (b"null", b"", "JSON object"),
+        ([1, 2], b"", "JSON object"),
+        ({}, b"", "inputs"),
+        ({"inputs": "audio"}, b"", "inputs"),
+        ({"inputs": [5]}, b"", "inputs.0"),
+        (behind(len(TAIL)), b"", ""),
+        (behind(3), b"abc", ""),
+        (behind(8), b"\xff\xff\xff\xffabcd", ""),
+        (behind(-1), TAIL, ""),
+        (behind(1.5), TAIL, ""),
+        (behind("all"), TAIL, ""),
+        (behind(None), TAIL, ""),
+        (behind(len(TAIL), shape=[10**30]), TAIL, ""),
+        (behind(len(TAIL), shape=[2]), TAIL, ""),
+        (behind(len(TAIL), shape=1), TAIL, "inputs.0.shape"),
+        (behind(len(TAIL), name=["audio"]), TAIL, "inputs.0.name"),
+        (behind(len(TAIL), datatype=None), TAIL, "inputs.0.datatype"),
+        (behind(len(TAIL), datatype="NONE"), TAIL, "datatype"),
+        (behind(4, datatype="FP32"), b"abcd", "must be of datatype BYTES"),
+        (behind(len(TAIL), parameters=["binary_data_size"]), TAIL, "parameters"),
+        (behind(len(TAIL), parameters={}), TAIL, "data"),
+        ({"id": {"a": 1}} | behind(len(TAIL)), TAIL, "id"),
+        ({"outputs": [5]} | behind(len(TAIL)), TAIL, "outputs.0"),
+        (v2(shape=None), b"", "inputs.0.shape"),
+        (v2(data=5), b"", "inputs.0.data"),
+        (behind(4 + len(WAV)), element(WAV), ""),
+    ],
+)
+def test_a_binary_request_that_is_none_is_refused(header: Any, tail: bytes, word: str, http: httpx.Client) -> None:
+    response = binary(http, header, tail)
+    refused(response, word)
+    assert len(response.text) < 500, "a reason does not repeat the request"
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1.5", "9" * 5_000, "99999999", "²"])
+def test_a_length_of_the_binary_extension_that_is_none_is_refused(length: str, http: httpx.Client) -> None:
+    headers = {"content-type": "application/octet-stream", "inference-header-content-length": length.encode()}
+    response = http.post(V2, content=b"{", headers=headers)
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"ce-specversion": "99"},
+        {"ce-contenttype": "application/json"},
+        {"ce-time": "yesterday"},
+        {"content-type": "application/cloudevents+json"},
+    ],
+)
+def test_a_cloud_event_that_is_none_is_refused(headers: dict[str, str], http: httpx.Client) -> None:
+    event = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "a", "ce-type": "b"}
+    refused(http.post(V1, content=b"\xff\xfe", headers=event | headers))
+    whole = dict.fromkeys(("time", "type", "source", "id", "specversion", "data"), 1)
+    refused(http.post(V1, json=whole, headers=headers))
+
+
+def test_a_model_that_is_not_there_is_404(http: httpx.Client) -> None:
+    refused(http.post("/v1/models/other:predict", json={"instances": [{"audio": GOOD}]}), "other", status=404)
+    refused(http.post("/v2/models/other/infer", json=v2()), "other", status=404)
+    refused(http.get("/v2/models/other/ready"), "other", status=404)
+    refused(http.get("/v1/models/other"), "other", status=404)
+    refused(http.get("/nowhere"), status=404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v2/repository/models/mood/unload"),
+        ("POST", "/v2/repository/models/mood/load"),
+        ("POST", "/v2/repositor%79/models/mood/unload"),
+        ("POST", "/v1/models/mood:explain"),
+        ("POST", "/v2/models/mood/versions/1/infer"),
+        ("GET", "/v2/models/mood/versions/1"),
+        ("GET", "/v2/models/mood/versions/1/ready"),
+    ],
+)
+def test_a_client_cannot_unload_the_model_nor_ask_for_what_is_not_there(
+    method: str, path: str, http: httpx.Client
+) -> None:
+    refused(http.request(method, path, json=v2()), status=404)
+    assert http.get("/v2/models/mood/ready").status_code == 200
+
+
+@pytest.mark.parametrize("path", [V1, V2])
+def test_the_wrong_method_is_refused(path: str, http: httpx.Client) -> None:
+    refused(http.delete(path), status=405)
+
+
+@pytest.mark.parametrize("path", [V1, V2])
+def test_a_body_over_the_limit_is_refused_whether_its_length_is_declared_or_not(path: str, http: httpx.Client) -> None:
+    size = 64 * (LIMITS.max_bytes * 4 // 3 + 1024) + 1
+    refused(http.post(path, content=b" " * size, headers={"content-type": "application/json"}), "limit", status=413)
+
+    def in_pieces() -> Iterator[bytes]:
+        for _ in range(1 + size // (1 << 20)):
+            yield b" " * (1 << 20)
+
+    refused(http.post(path, content=in_pieces(), headers={"content-type": "application/json"}), "limit", status=413)
+
+
+KEYS = st.sampled_from(
+    ["instances", "audio", "inputs", "name", "shape", "datatype", "data", "parameters", "id", "outputs", "", "b64"]
+)
+ATOMS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10**20)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.text("\ud800\udfffa", max_size=2)
+    | st.sampled_from([GOOD, "audio", "BYTES", "FP16", "FP32"])
+)
+DOCUMENTS = st.recursive(ATOMS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
+INPUTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.just("audio") | DOCUMENTS,
+        "shape": st.just([1]) | DOCUMENTS,
+        "datatype": st.just("BYTES") | DOCUMENTS,
+        "data": st.lists(st.just(GOOD) | DOCUMENTS, max_size=2) | DOCUMENTS,
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-9, 9) | ATOMS}) | DOCUMENTS,
+    },
+)
+V2_BODIES = st.fixed_dictionaries(
+    {"inputs": st.lists(INPUTS, max_size=2) | DOCUMENTS},
+    optional={"id": DOCUMENTS, "outputs": st.lists(INPUTS, max_size=1) | DOCUMENTS, "parameters": DOCUMENTS},
+)
+V1_BODIES = st.fixed_dictionaries(
+    {"instances": st.lists(st.fixed_dictionaries({"audio": DOCUMENTS}) | DOCUMENTS, max_size=3)}
+)
+
+
+@given(DOCUMENTS | V1_BODIES | V2_BODIES, st.sampled_from([V1, V2, "binary"]), st.binary(max_size=20))
+@settings(max_examples=120)
+def test_no_json_document_is_a_server_error(http: httpx.Client, body: Any, path: str, tail: bytes) -> None:
+    content = json.dumps(body).encode()
+    if path == "binary":
+        response = binary(http, content, tail)
+    else:
+        response = http.post(path, content=content, headers={"content-type": "application/json"})
+    assert response.status_code in (200, 400), response.text
+    assert response.status_code == 200 or response.json()["error"]
+
+
+@given(st.binary(max_size=300), st.integers(0, 60))
+@settings(max_examples=60)
+def test_no_audio_bytes_are_a_server_error(http: httpx.Client, junk: bytes, at: int) -> None:
+    """Bytes that begin as a recording does."""
+    for start in (WAV[:at], RECORDINGS["flac"][:at], RECORDINGS["ogg"][:at]):
+        response = http.post(V1, json={"instances": [{"audio": text(start + junk + WAV[at : at + 2_000])}]})
+        assert response.status_code in (200, 400), response.text
+
+
+def test_after_all_this_it_still_answers(server: ModelClient, bundle: Bundle) -> None:
+    (answer,) = server.predict_v1([WAV])
+    np.testing.assert_allclose(list(answer["probabilities"].values()), expected(bundle, [WAV])[0], atol=1e-5)
