@@ -43,8 +43,8 @@ def deploy(
     rollout.metadata["rollout"] = outcome.uri
     result(
         "deploy",
-        summary=f"{name} version {outcome.version} is champion; {outcome.recordings} served recordings equal the "
-        f"evaluator's within {outcome.largest_difference:.1g}",
+        summary=f"{name} version {outcome.version} is champion; a live server answered {outcome.recordings} test "
+        f"recordings as the evaluator did (largest difference {outcome.largest_difference:.1g})",
         version=outcome.version,
         previous=outcome.previous,
         largest_difference=outcome.largest_difference,
