@@ -68,7 +68,8 @@ RECORDINGS = {
 
 @pytest.fixture(scope="module")
 def bundle(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return load_bundle(untrained_bundle(tiny, tmp_path_factory.mktemp("store"), limits=LIMITS))
+    # A seed of which the recordings get different labels.
+    return load_bundle(untrained_bundle(tiny, tmp_path_factory.mktemp("store"), seed=9, limits=LIMITS))
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,7 @@ def test_v2_answers_as_the_bundle_does(http: httpx.Client, bundle: Bundle) -> No
     assert outputs["label"]["datatype"] == "BYTES"
     assert outputs["label"]["shape"] == [len(data)]
     assert outputs["label"]["data"] == [bundle.spec.labels[index] for index in probabilities.argmax(axis=1)]
+    assert len(set(outputs["label"]["data"])) > 1
     assert outputs["probabilities"]["datatype"] == "FP32"
     assert outputs["probabilities"]["shape"] == [len(data), 3]
     np.testing.assert_allclose(np.reshape(outputs["probabilities"]["data"], (-1, 3)), probabilities, atol=1e-5)
