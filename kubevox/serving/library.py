@@ -11,13 +11,12 @@ import sys
 
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
+    from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer, model_server
     from kserve.errors import InvalidInput
     from kserve.logging import logger
     from kserve.protocol.dataplane import DataPlane
     from kserve.protocol.rest.server import RESTServer
     from kserve.protocol.rest.v2_datamodels import InferenceRequest, RequestInput
-
-    from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer, model_server
 finally:
     sys.argv = _arguments
 
