@@ -16,7 +16,7 @@ from typing import Any
 from kubevox import storage
 from kubevox.config import Config
 from kubevox.page import SYNTHETIC_NOTICE
-from pipelines.view import RunView
+from pipelines.view import RunView, last_result
 
 __all__ = ["FAILED", "PROMOTED", "REJECTED", "RunOutcome", "absolute_tracking", "run_locally"]
 
@@ -46,7 +46,7 @@ class RunOutcome:
 
     def of(self, stage: str) -> dict[str, Any]:
         """The last result of a stage; empty where it did not end."""
-        return next((result for result in reversed(self.results) if result["stage"] == stage), {})
+        return last_result(self.results, stage) or {}
 
     def to_json(self) -> str:
         """For scripts."""

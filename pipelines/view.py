@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from kubevox.progress import parse_event
 
-__all__ = ["RunView", "StageResult"]
+__all__ = ["RunView", "StageResult", "last_result"]
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '([^']+)'")
@@ -25,6 +25,11 @@ _USER_ERROR = re.compile(r"^kubevox\.errors\.\w+: (.*)$")
 _ANY_ERROR = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)(?:: .*)?$")
 _BAR = "━"
 StageResult = dict[str, Any]
+
+
+def last_result(results: list[StageResult], stage: str) -> StageResult | None:
+    """The last result of a stage, or None where it did not run to its end."""
+    return next((result for result in reversed(results) if result["stage"] == stage), None)
 
 
 class RunView(io.TextIOBase):
@@ -74,7 +79,7 @@ class RunView(io.TextIOBase):
 
     def result(self, stage: str) -> StageResult | None:
         """The last result of a stage, or None where it did not run to its end."""
-        return next((result for result in reversed(self.results) if result["stage"] == stage), None)
+        return last_result(self.results, stage)
 
     def _read(self, line: str) -> None:
         self._log.write(line + "\n")

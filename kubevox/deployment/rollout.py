@@ -25,7 +25,7 @@ from kubevox.data.splits import load_split
 from kubevox.deployment.local import model_server
 from kubevox.errors import DeploymentError, KubevoxError, RegistryError
 from kubevox.evaluation.run import Evaluation, load_evaluation
-from kubevox.models.bundle import load_bundle
+from kubevox.models.bundle import BundleSpec, load_bundle
 from kubevox.page import SYNTHETIC_NOTICE
 from kubevox.progress import note
 from kubevox.provenance import content_hash, git_commit
@@ -91,8 +91,8 @@ def deploy(
     version = registry.find(name, bundle_uri)
     registered = version is None
     if version is None:
-        lineage = _lineage(bundle_uri, evaluation)
-        version = registry.register(name, bundle_uri, run_id, lineage, model_card(bundle_uri, evaluation))
+        spec = load_bundle(bundle_uri).spec
+        version = registry.register(name, bundle_uri, run_id, _lineage(spec, evaluation), model_card(spec, evaluation))
         note(f"registered {name} version {version.version}")
     try:
         checks = _compare(version, evaluation, config)
@@ -199,9 +199,9 @@ def _recordings(split_uri: str, ids: Sequence[str]) -> list[bytes]:
     return [found[utterance] for utterance in ids]
 
 
-def model_card(bundle_uri: str, evaluation: Evaluation) -> str:
+def model_card(spec: BundleSpec, evaluation: Evaluation) -> str:
     """The model card, Markdown; on synthetic data its first line says so."""
-    spec, scores = load_bundle(bundle_uri).spec, evaluation.scores
+    scores = evaluation.scores
     split = load_split(evaluation.split_uri)
     lines = [f"**{SYNTHETIC_NOTICE}**", ""] if spec.synthetic else []
     lines += [
@@ -226,8 +226,7 @@ def model_card(bundle_uri: str, evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _lineage(bundle_uri: str, evaluation: Evaluation) -> dict[str, str]:
-    spec = load_bundle(bundle_uri).spec
+def _lineage(spec: BundleSpec, evaluation: Evaluation) -> dict[str, str]:
     return {
         "task": spec.task,
         "dataset_hash": spec.dataset_hash,

@@ -172,6 +172,7 @@ def evaluate(
         with torch.inference_mode():
             return candidate.probabilities(values)
 
+    timed = _test_audio(split, config.latency_clips)
     with ProgressBar("evaluate", 4, "parts") as bar:
         predictions = _predictions(split, from_blocks(bundle))
         scores = score(predictions, split.labels, config)
@@ -182,7 +183,7 @@ def evaluate(
             baseline = ScoredModel(
                 reference.spec.model.architecture,
                 score(_predictions(split, from_blocks(reference)), split.labels, config),
-                _cost(reference, split, config),
+                _cost(reference, timed),
             )
         bar.update()
         champion = problem = None
@@ -193,14 +194,14 @@ def evaluate(
             )
             if problem is None:
                 # From the audio: the champion's frontend may be one that this run computes no blocks of.
-                answers = incumbent.predict([waveform for _, waveform in _test_audio(split, len(rows))])
+                answers = incumbent.predict(_test_audio(split, len(rows)))
                 champion = ScoredModel(
                     incumbent.spec.model.architecture,
                     score(_predictions(split, answers), split.labels, config),
-                    _cost(incumbent, split, config),
+                    _cost(incumbent, timed),
                 )
         bar.update()
-        cost = _cost(bundle, split, config)
+        cost = _cost(bundle, timed)
         bar.update()
     verdict = judge(
         Figures.of(scores, cost),
@@ -282,18 +283,17 @@ def _predictions(split: Split, probabilities: npt.NDArray[np.float32]) -> Predic
     )
 
 
-def _test_audio(split: Split, most: int) -> list[tuple[str, Waveform]]:
+def _test_audio(split: Split, most: int) -> list[Waveform]:
     """Test recordings in the order of the split's rows, the first ``most`` of them."""
     ids = [utterance.id for utterance, _ in split.of("test")][:most]
     found: dict[str, Waveform] = {}
     for shard in split.dataset.shard_uris:
         found |= dict(read_audio(shard, ids))
-    return [(name, found[name]) for name in ids]
+    return [found[name] for name in ids]
 
 
-def _cost(bundle: Bundle, split: Split, config: EvaluateConfig) -> Cost:
+def _cost(bundle: Bundle, waveforms: Sequence[Waveform]) -> Cost:
     """Time from waveform to probabilities, one recording at a time, after a few that warm up."""
-    waveforms = [waveform for _, waveform in _test_audio(split, config.latency_clips)]
     for waveform in waveforms[:3]:
         bundle.predict([waveform])
     times = []

@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from mlflow import MlflowClient
 from safetensors import safe_open
 
 from kubevox import storage
 from kubevox.deployment.local import ModelClient, free_port
+from kubevox.page import SYNTHETIC_NOTICE
 from kubevox.registry import Registry
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -136,6 +138,12 @@ def test_reports_say_first_that_the_data_is_synthetic(promoted: dict[str, Any]) 
         first = body.lower().index("synthetic")
         assert "no evidence about people" in body[first : first + 400].lower()
         assert first < body.index("<h1")
+
+
+def test_model_card_says_first_that_the_data_is_synthetic(promoted: dict[str, Any], work: Path) -> None:
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    card = client.get_model_version("kubevox-emotion", stage(promoted, "deploy")["version"]).description
+    assert SYNTHETIC_NOTICE in card.splitlines()[0]
 
 
 def test_bundle_holds_no_pickle(promoted: dict[str, Any]) -> None:
