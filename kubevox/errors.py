@@ -4,6 +4,8 @@ Every exception that a user can cause derives from :class:`KubevoxError`; the co
 print its message as one line. Anything else is a bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
 __all__ = [
     "AudioError",
     "BundleError",
@@ -37,6 +39,10 @@ class AudioError(KubevoxError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[AudioError], tuple[str, str]]:
+        # A worker process hands it to its parent.
+        return type(self), (self.reason, str(self))
 
 
 class CorpusError(KubevoxError):

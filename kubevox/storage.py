@@ -26,6 +26,7 @@ from kubevox.provenance import canonical_json, content_hash
 __all__ = [
     "absolute",
     "create",
+    "create_file",
     "exists",
     "fetch",
     "join",
@@ -129,6 +130,40 @@ def create(uri: str, data: bytes) -> bool:
             return False
         finally:
             temporary.unlink()
+    return True
+
+
+def create_file(uri: str, path: Path, replace: bool = False) -> bool:
+    """Put a finished local file under ``uri`` without reading it into memory.
+
+    Args:
+        uri: where to.
+        path: the file, in a :func:`staging` folder of the same store.
+        replace: whether something damaged is there that gives way.
+
+    Returns:
+        Whether this call put it there: False where another process was first.
+    """
+    if _is_s3(uri):
+        if path.stat().st_size <= _WHOLE and not replace:
+            return _create_s3(uri, path.read_bytes())
+        if not replace and exists(uri):
+            return False
+        bucket, key = _split(uri)
+        with _s3_errors(uri):
+            _client().fput_object(bucket, key, str(path))
+        return True
+    with _folder_errors(uri):
+        target = Path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o644)
+        if replace:
+            os.replace(path, target)
+            return True
+        try:
+            os.link(path, target)
+        except FileExistsError:
+            return False
     return True
 
 
@@ -282,6 +317,9 @@ def _create_s3(uri: str, data: bytes) -> bool:
             raise
     return True
 
+
+# Up to here a file is sent to S3 in one request, which alone can be made to fail where there is something already.
+_WHOLE = 64 << 20
 
 _S3_REASONS = {
     "AccessDenied": "the store refuses these credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 
+from kubevox.config.base import Device, Positive, PositiveInt, Section, Seed, Share, refusal, refuse_empty_range
 from kubevox.config.explain import parse_section
+from kubevox.config.features import FeaturesConfig
 from kubevox.errors import ConfigError
-from kubevox.provenance import canonical_json, content_hash
 
 __all__ = [
     "AudioLimits",
@@ -22,87 +22,19 @@ __all__ = [
     "DeployConfig",
     "EarlyStopping",
     "EvaluateConfig",
-    "FeaturesConfig",
-    "FrontendConfig",
     "GateConfig",
-    "LogMelConfig",
     "ModelConfig",
-    "NoiseRecipe",
     "OneCycle",
-    "OriginalRecipe",
     "Plateau",
-    "RecipeConfig",
     "ResCnnConfig",
-    "Section",
-    "ShiftRecipe",
     "SpecAugment",
     "SplitConfig",
-    "StatisticsConfig",
     "TaskConfig",
     "TrackingConfig",
     "TrainConfig",
     "ValidateConfig",
     "parse_model",
 ]
-
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Device = Literal["auto", "cpu", "cuda"]
-
-
-def _holds_bool(value: Any) -> bool:
-    return isinstance(value, bool) or (isinstance(value, list) and any(map(_holds_bool, value)))
-
-
-def _refusal(key: str, value: Any, why: str) -> PydanticCustomError:
-    """What a section's validator raises about one of its keys, so that the error can name it like any other."""
-    return PydanticCustomError("refused", "{why}", {"key": key, "value": value, "why": why})
-
-
-def _refuse_empty_range(section: Section, low: str, high: str) -> None:
-    least, most = getattr(section, low), getattr(section, high)
-    if least > most:
-        raise _refusal(low, least, f"must not exceed {high} = {most:g}")
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, closed to unknown keys, hashable by content."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _true_is_no_number(cls, values: Any) -> Any:
-        # Python, and so pydantic, takes true for 1.
-        for name, value in values.items() if isinstance(values, dict) else ():
-            field = cls.model_fields.get(name)
-            if field and _holds_bool(value) and bool not in (field.annotation, *get_args(field.annotation)):
-                raise _refusal(name, value, "this key takes no true or false")
-        return values
-
-    def to_json(self) -> str:
-        """The section as canonical JSON: equal sections give equal text."""
-        return canonical_json(self.model_dump(mode="json"))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read a section back from :meth:`to_json`'s text.
-
-        Raises:
-            ConfigError: the text is not such a section.
-        """
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"section {cls.__name__}: not JSON ({error})") from None
-        return parse_section(cls, value, f"section {cls.__name__}")
-
-    def digest(self) -> str:
-        """The section's content hash."""
-        return content_hash(self.model_dump(mode="json"))
 
 
 class TaskConfig(Section):
@@ -125,7 +57,7 @@ class TaskConfig(Section):
         for corpus, mapping in self.map.items():
             for raw, label in mapping.items():
                 if label is not None and label not in self.labels:
-                    raise _refusal(f"map.{corpus}.{raw}", label, f"not among task.labels {self.labels}")
+                    raise refusal(f"map.{corpus}.{raw}", label, f"not among task.labels {self.labels}")
         return self
 
     def label_of(self, corpus: str, raw: str | None) -> tuple[bool, str | None]:
@@ -154,8 +86,8 @@ class AudioLimits(Section):
 
     @model_validator(mode="after")
     def _bounds_are_ordered(self) -> AudioLimits:
-        _refuse_empty_range(self, "min_duration_s", "max_duration_s")
-        _refuse_empty_range(self, "min_sample_rate", "max_sample_rate")
+        refuse_empty_range(self, "min_duration_s", "max_duration_s")
+        refuse_empty_range(self, "min_sample_rate", "max_sample_rate")
         return self
 
 
@@ -191,8 +123,8 @@ class ValidateConfig(Section):
 
     @model_validator(mode="after")
     def _bounds_are_ordered(self) -> ValidateConfig:
-        _refuse_empty_range(self, "min_duration_s", "max_duration_s")
-        _refuse_empty_range(self, "min_bytes", "max_bytes")
+        refuse_empty_range(self, "min_duration_s", "max_duration_s")
+        refuse_empty_range(self, "min_bytes", "max_bytes")
         return self
 
 
@@ -208,101 +140,12 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> SplitConfig:
         if self.validation_share + self.test_share >= 1.0:
-            raise _refusal(
+            raise refusal(
                 "validation_share",
                 self.validation_share,
                 f"with test_share = {self.test_share:g} it leaves nothing to train on",
             )
         return self
-
-
-class StatisticsConfig(Section):
-    """270 values a clip: means over time of librosa's zero-crossing rate, RMS, chroma, mel power and MFCC."""
-
-    kind: Literal["statistics"] = "statistics"
-    sample_rate: PositiveInt = 22_050
-    offset_s: float = Field(default=0.6, ge=0.0)
-    duration_s: Positive = 2.5
-    frame: int = Field(default=2048, ge=64)
-    hop: PositiveInt = 512
-    mels: PositiveInt = 128
-    mfccs: PositiveInt = 128
-    chroma: PositiveInt = 12
-
-    @model_validator(mode="after")
-    def _no_more_mfccs_than_mels(self) -> StatisticsConfig:
-        if self.mfccs > self.mels:
-            raise _refusal("mfccs", self.mfccs, f"must not exceed mels = {self.mels}")
-        return self
-
-
-class LogMelConfig(Section):
-    """Log mel-band power over time, of a fixed length: shorter clips are followed by silence, longer ones cut."""
-
-    kind: Literal["logmel"] = "logmel"
-    sample_rate: PositiveInt = 16_000
-    offset_s: float = Field(default=0.0, ge=0.0)
-    duration_s: Positive = 3.0
-    frame: int = Field(default=512, ge=64)
-    hop: PositiveInt = 320
-    mels: PositiveInt = 64
-    fmin_hz: float = Field(default=50.0, ge=0.0)
-    fmax_hz: Positive = 8_000.0
-    floor_db: float = Field(default=-120.0, lt=0.0)
-
-    @model_validator(mode="after")
-    def _band_fits(self) -> LogMelConfig:
-        if not self.fmin_hz < self.fmax_hz <= self.sample_rate / 2:
-            raise _refusal(
-                "fmax_hz",
-                self.fmax_hz,
-                f"must be above fmin_hz = {self.fmin_hz:g} and at most sample_rate / 2 = {self.sample_rate / 2:g}",
-            )
-        return self
-
-
-FrontendConfig = Annotated[StatisticsConfig | LogMelConfig, Field(discriminator="kind")]
-
-
-class OriginalRecipe(Section):
-    """The recording as it is."""
-
-    kind: Literal["original"] = "original"
-
-
-class NoiseRecipe(Section):
-    """White noise of standard deviation ``sigma`` times a uniform draw times the clip's peak."""
-
-    kind: Literal["noise"] = "noise"
-    sigma: Positive = 0.035
-    seed: Seed = 0
-
-
-class ShiftRecipe(Section):
-    """A circular shift by up to ``max_samples`` either way."""
-
-    kind: Literal["shift"] = "shift"
-    max_samples: PositiveInt = 5_000
-    seed: Seed = 0
-
-
-RecipeConfig = Annotated[OriginalRecipe | NoiseRecipe | ShiftRecipe, Field(discriminator="kind")]
-
-
-class FeaturesConfig(Section):
-    """The frontends and recipes that models may name, and how they are computed."""
-
-    frontends: dict[str, FrontendConfig] = {"logmel": LogMelConfig(), "statistics": StatisticsConfig()}
-    recipes: dict[str, RecipeConfig] = {"default": OriginalRecipe()}
-    device: Device = "auto"
-    batch_size: PositiveInt = 32
-
-    @field_validator("recipes")
-    @classmethod
-    def _default_is_the_original(cls, recipes: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(recipes.get("default"), OriginalRecipe):
-            raise ValueError("recipes must hold `default: {kind: original}`: validation and test rows get no other")
-        return recipes
 
 
 class ResCnnConfig(Section):
@@ -333,7 +176,7 @@ class Cnn1dConfig(Section):
     @model_validator(mode="after")
     def _a_stride_for_each_filter(self) -> Cnn1dConfig:
         if [len(block) for block in self.filters] != [len(block) for block in self.strides]:
-            raise _refusal("strides", self.strides, f"must have the same shape as filters = {self.filters}")
+            raise refusal("strides", self.strides, f"must have the same shape as filters = {self.filters}")
         return self
 
 
@@ -517,23 +360,24 @@ class Config(Section):
         selected = self.data.labels
         for label in selected or []:
             if label not in self.task.labels:
-                raise _refusal("data.labels", selected, f"{label!r} is not among task.labels {self.task.labels}")
+                raise refusal("data.labels", selected, f"{label!r} is not among task.labels {self.task.labels}")
         if selected is not None and not 2 <= len(selected) == len(set(selected)):
-            raise _refusal("data.labels", selected, "name at least two labels, each once")
+            raise refusal("data.labels", selected, "name at least two labels, each once")
         models = {"model": self.model} | ({"baseline.model": self.baseline.model} if self.baseline else {})
         for where, model in models.items():
             frontend, frontends = model.frontend, self.features.frontends
             if frontend not in frontends:
-                raise _refusal(f"{where}.frontend", frontend, f"not among features.frontends {sorted(frontends)}")
-            needed = "statistics" if model.architecture == "cnn1d" else "logmel"
-            if frontends[frontend].kind != needed:
-                raise _refusal(f"{where}.frontend", frontend, f"{model.architecture} needs one of kind {needed!r}")
+                raise refusal(f"{where}.frontend", frontend, f"not among features.frontends {sorted(frontends)}")
+            kinds = ("statistics", "ssl") if model.architecture == "cnn1d" else ("logmel",)
+            if frontends[frontend].kind not in kinds:
+                needed = " or ".join(map(repr, kinds))
+                raise refusal(f"{where}.frontend", frontend, f"{model.architecture} needs one of kind {needed}")
             for recipe in model.recipes:
                 if recipe not in self.features.recipes:
                     known = sorted(self.features.recipes)
-                    raise _refusal(f"{where}.recipes", model.recipes, f"{recipe!r} is not in features.recipes {known}")
+                    raise refusal(f"{where}.recipes", model.recipes, f"{recipe!r} is not in features.recipes {known}")
             if len(set(model.recipes)) != len(model.recipes) or not model.recipes:
-                raise _refusal(f"{where}.recipes", model.recipes, "name at least one recipe, each once")
+                raise refusal(f"{where}.recipes", model.recipes, "name at least one recipe, each once")
         return self
 
 

@@ -24,13 +24,13 @@ import pyarrow.parquet as pq
 import kubevox
 from kubevox import storage
 from kubevox.config import AudioLimits, DataConfig
-from kubevox.data.audio import Waveform, canonical, decode, encode_flac
+from kubevox.data.audio import Waveform, decode, decode_stored, encode_flac
 from kubevox.data.corpora import Corpus, Recording, open_corpus
 from kubevox.errors import AudioError, CorpusError, StorageError, ValidationError
 from kubevox.progress import ProgressBar
 from kubevox.provenance import content_hash, git_commit
 
-__all__ = ["DatasetVersion", "Utterance", "ingest", "load_dataset", "read_audio", "read_utterances"]
+__all__ = ["DatasetVersion", "Utterance", "ingest", "load_dataset", "read_audio", "read_encoded", "read_utterances"]
 
 _FORMAT = 1
 _ROW_GROUP_BYTES = 12 << 20  # one more recording, and a row group still stays below 16 MiB
@@ -196,6 +196,16 @@ def read_audio(shard: str, ids: Iterable[str] | None = None) -> Iterator[tuple[s
         StorageError: the shard is missing or damaged.
         AudioError: an utterance's stored audio is damaged.
     """
+    for name, flac in read_encoded(shard, ids):
+        yield name, decode_stored(flac, f"{shard}, utterance {name[:12]}")
+
+
+def read_encoded(shard: str, ids: Iterable[str] | None = None) -> Iterator[tuple[str, bytes]]:
+    """As :func:`read_audio`, but the FLAC as it is stored, for whoever decodes it elsewhere.
+
+    Raises:
+        StorageError: the shard is missing or damaged.
+    """
     wanted = None if ids is None else set(ids)
     seen: set[str] = set()
     try:
@@ -209,7 +219,7 @@ def read_audio(shard: str, ids: Iterable[str] | None = None) -> Iterator[tuple[s
                     if name in seen or (wanted is not None and name not in wanted):
                         continue
                     seen.add(name)
-                    yield name, _stored_waveform(value["bytes"].as_py(), f"{shard}, utterance {name[:12]}")
+                    yield name, value["bytes"].as_py()
     except _DAMAGE as error:
         raise _damaged(shard, error) from None
 
@@ -378,19 +388,6 @@ def _check_rejects(rejects: int, accepted: int, first: str, limit: float) -> Non
             f"{rejects} of {total} recordings cannot be used (data.max_rejected_share allows {limit:.0%}): "
             f"{first}{more}; remove or replace what is damaged, or raise the limit"
         )
-
-
-def _stored_waveform(flac: bytes, name: str) -> Waveform:
-    """Decode what :func:`encode_flac` wrote: already within limits, mono, exact."""
-    import io
-
-    import soundfile
-
-    try:
-        samples, rate = soundfile.read(io.BytesIO(flac), dtype="float64")
-    except soundfile.LibsndfileError as error:
-        raise AudioError("damaged", f"{name}: its stored audio is damaged ({error.error_string})") from None
-    return canonical(samples, rate)
 
 
 def _damaged(shard: str, error: Exception) -> StorageError:

@@ -167,7 +167,7 @@ def evaluate(
         from kubevox.features.blocks import load_features
 
         values = load_features(
-            blocks, candidate.spec.frontend, features.recipes["default"], [row.id for row, _ in rows]
+            blocks, candidate.frontend.config, features.recipes["default"], [row.id for row, _ in rows]
         )
         with torch.inference_mode():
             return candidate.probabilities(values)

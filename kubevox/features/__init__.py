@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kubevox.features.augmentation import augment
+    from kubevox.features.augmentation import augment, recipe_version
     from kubevox.features.blocks import Block, BlockIndex, block_key, extract_shard, load_features, read_index
+    from kubevox.features.extraction import Extracted, Extractor, Source
     from kubevox.features.frontends import (
         Frontend,
         build_frontend,
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Block",
     "BlockIndex",
+    "Extracted",
+    "Extractor",
     "Frontend",
+    "Source",
     "augment",
     "block_key",
     "build_frontend",
@@ -34,11 +38,13 @@ __all__ = [
     "load_features",
     "minimum_duration_s",
     "read_index",
+    "recipe_version",
 ]
 
 _HOMES = {
-    "augmentation": ("augment",),
+    "augmentation": ("augment", "recipe_version"),
     "blocks": ("Block", "BlockIndex", "block_key", "extract_shard", "load_features", "read_index"),
+    "extraction": ("Extracted", "Extractor", "Source"),
     "frontends": ("build_frontend", "feature_shape", "frontend_version", "minimum_duration_s"),
     "frontends.base": ("Frontend", "features_of"),
 }

@@ -1,9 +1,12 @@
 """Feature blocks: the features of one shard's selected utterances under one frontend and one recipe.
 
-A block is a Parquet file, ``<store>/features/<key>.parquet``: a column ``id`` and a column ``values`` of fixed-shape
-float32 tensors. Its key is the hash of the utterance ids, the frontend (parameters and version) and the recipe; its
-checksum lies in the file's metadata and is compared whenever it is read. The first writer wins. The device is not part
-of the key: a CPU and a GPU agree within the tolerance of float32.
+A block is a Parquet file, ``<store>/features/<key>.parquet``: a column ``id``, a column ``values`` of fixed-shape
+tensors (float32, or float16 where the frontend says so) and, where the frontend listens for speech, a column
+``speech_ratio``. Its key is the hash of the utterance ids, the frontend and the recipe, each with its parameters, the
+content of the files it names and the version of its code. Its checksum lies in the file's metadata and is compared
+whenever it is read. A block appears whole or not at all, and the first writer wins, so any number of workers may fill
+one store at once; what two of them compute twice is equal. The device is not part of the key: a CPU and a GPU agree
+within the tolerance of float32.
 
 What a shard's extraction leaves for training is an index, ``<store>/features/index/<hash>.json``: a few lines that name
 the blocks by their keys, so that a store can be moved.
@@ -12,8 +15,10 @@ the blocks by their keys, so that a store can be moved.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,22 +31,24 @@ import pyarrow.parquet as pq
 
 from kubevox import storage
 from kubevox.config import FeaturesConfig, FrontendConfig, RecipeConfig, Section, parse_section
-from kubevox.data.dataset import read_audio, read_utterances
-from kubevox.errors import AudioError, ConfigError, StorageError
-from kubevox.features.augmentation import augment
-from kubevox.features.frontends import build_frontend, feature_shape, frontend_version
+from kubevox.data.audio import decode_stored
+from kubevox.data.dataset import read_encoded, read_utterances
+from kubevox.errors import ConfigError, StorageError
+from kubevox.features.augmentation import recipe_version
+from kubevox.features.frontends import feature_shape, frontend_version
+from kubevox.features.pins import identity, pinned
 from kubevox.progress import ProgressBar, note
 from kubevox.provenance import canonical_json, content_hash
 
 if TYPE_CHECKING:
-    from kubevox.features.frontends.base import Frontend
+    from kubevox.features.extraction import Extracted, Target
 
 __all__ = ["Block", "BlockIndex", "block_key", "extract_shard", "load_features", "read_index"]
 
-_FORMAT = 1
+_FORMAT = 2
 _SPLITS = ("train", "validation", "test")
 _DEFAULT = "default"
-_CHUNK = 128  # utterances decoded before they are computed and written; bounds the memory, and is a row group
+_ROW_GROUP = 16 << 20  # bytes of values gathered before they are written
 
 
 class Block(Section):
@@ -58,6 +65,7 @@ class Block(Section):
     frontend_version: int
     recipe: str
     recipe_config: RecipeConfig
+    recipe_version: list[int]
 
 
 @dataclass(frozen=True)
@@ -77,15 +85,16 @@ class BlockIndex:
     reused: int = 0
 
 
-def block_key(
-    ids: Iterable[str], frontend_config: FrontendConfig, frontend_version: int, recipe_config: RecipeConfig
-) -> str:
-    """The name of a block: the hash of the utterances, the frontend with its version, and the recipe with its seed."""
+def block_key(ids: Iterable[str], frontend_config: FrontendConfig, recipe_config: RecipeConfig) -> str:
+    """The name of a block: the hash of the utterances, the frontend and the recipe.
+
+    Parameters, code and files count: a frontend or recipe that names files is to be pinned to their content.
+    """
     return content_hash(
         ["feature-block", _FORMAT],
         sorted(ids),
-        [frontend_config.model_dump(mode="json"), frontend_version],
-        recipe_config.model_dump(mode="json"),
+        [identity(frontend_config), frontend_version(frontend_config)],
+        [identity(recipe_config), recipe_version(recipe_config)],
     )
 
 
@@ -100,7 +109,7 @@ def extract_shard(
 
     The recipe ``default`` covers all wanted utterances, any other only those of the training split. Blocks that are in
     the store and sound are not computed again; where all are, no audio is decoded. Otherwise each recording is decoded
-    once, and prepared once for each frontend, a chunk at a time.
+    once, and cut and resampled once for each frontend, on all cores or on a GPU.
 
     Args:
         shard_uri: a shard of a dataset version.
@@ -177,7 +186,7 @@ def load_features(
     blocks = [block for uri in index_uris for block in read_index(uri).blocks]
     blocks = [block for block in blocks if _is_frontend(block, frontend) and _is_recipe(block, recipe)]
     what = f"frontend {_name(frontend)}, recipe {_name(recipe)}"
-    meanings = {(block.frontend_config, block.frontend_version, block.recipe_config) for block in blocks}
+    meanings = {canonical_json([_meaning(block), identity(block.recipe_config)]) for block in blocks}
     if len(meanings) > 1:
         raise StorageError(f"{what}: the indexes hold features of different configurations under these names")
     if not meanings:
@@ -185,15 +194,17 @@ def load_features(
     rows: dict[str, list[int]] = {}
     for row, id in enumerate(ids):
         rows.setdefault(id, []).append(row)
-    values = np.empty((len(ids), *feature_shape(blocks[0].frontend_config)), np.float32)
+    values: npt.NDArray[np.float32] | None = None
     missing = set(rows)
     for block in {block.key: block for block in blocks}.values():
         for names, group in _read(block):
+            if values is None:  # the shape as it was stored: an encoder, which knows it too, may be elsewhere
+                values = np.empty((len(ids), *group.shape[1:]), np.float32)
             for name, value in zip(names, group, strict=True):
                 for row in rows.get(name, ()):
                     values[row] = value
             missing.difference_update(names)
-    if missing:
+    if missing or values is None:
         some = ", ".join(sorted(missing)[:3])
         raise StorageError(f"{what}: {len(missing)} of {len(rows)} utterances have no features, such as {some}")
     return values
@@ -213,31 +224,36 @@ class _BlockWriter:
 
     def __init__(self, path: Path, config: FrontendConfig) -> None:
         self.path, self._shape = path, feature_shape(config)
-        self._type = pa.fixed_shape_tensor(pa.float32(), self._shape)
-        self._schema = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("values", self._type)])
+        self._dtype = np.dtype(config.stored)
+        self._type = pa.fixed_shape_tensor(pa.from_numpy_dtype(self._dtype), self._shape)
+        columns = [pa.field("id", pa.string(), nullable=False), pa.field("values", self._type)]
+        if config.vad is not None:
+            columns.append(pa.field("speech_ratio", pa.float32()))
+        self._schema = pa.schema(columns)
         self._digest = hashlib.sha256()
         self._rows = 0
+        self._waiting: list[tuple[list[str], npt.NDArray[Any], list[float] | None]] = []
+        self._bytes = 0
         # Floats of audio hardly compress: reading fast is worth more.
         self._file = pq.ParquetWriter(
             path, self._schema, compression="none", use_dictionary=False, write_statistics=["id"]
         )
 
-    def add(self, ids: list[str], values: npt.NDArray[np.float32]) -> None:
-        """Append rows: float32 [len(ids), *shape]."""
-        _digest_rows(self._digest, ids, values)
-        width = int(np.prod(self._shape))
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
-        columns = [pa.array(ids, pa.string()), pa.ExtensionArray.from_storage(self._type, flat)]
-        self._file.write_table(pa.table(columns, schema=self._schema))
-        self._rows += len(ids)
+    def add(self, ids: list[str], values: npt.NDArray[np.float32], speech_ratio: list[float] | None = None) -> None:
+        """Append rows: float32 [len(ids), *shape], and the share of speech in each recording."""
+        self._waiting.append((ids, values.astype(self._dtype, copy=False), speech_ratio))
+        self._bytes += self._waiting[-1][1].nbytes
+        if self._bytes >= _ROW_GROUP:
+            self._flush()
 
     def finish(self, block: Block) -> None:
-        """Write the metadata and close the file."""
+        """Write what is left and the metadata, and close the file."""
+        self._flush()
         description = {
             "format": _FORMAT,
             "key": block.key,
             "frontend": {"config": block.frontend_config.model_dump(mode="json"), "version": block.frontend_version},
-            "recipe": block.recipe_config.model_dump(mode="json"),
+            "recipe": {"config": block.recipe_config.model_dump(mode="json"), "version": block.recipe_version},
             "shape": list(self._shape),
             "rows": self._rows,
             "sha256": self._digest.hexdigest(),
@@ -248,6 +264,21 @@ class _BlockWriter:
     def close(self) -> None:
         """Let go of the file; harmless after :meth:`finish`."""
         self._file.close()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        ids = [id for some, _, _ in self._waiting for id in some]
+        values = np.concatenate([some for _, some, _ in self._waiting])
+        _digest_rows(self._digest, ids, values)
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), int(np.prod(self._shape)))
+        columns = [pa.array(ids, pa.string()), pa.ExtensionArray.from_storage(self._type, flat)]
+        if "speech_ratio" in self._schema.names:
+            ratios = [ratio for _, _, some in self._waiting for ratio in some or ()]
+            columns.append(pa.array(ratios, pa.float32()))
+        self._file.write_table(pa.table(columns, schema=self._schema))
+        self._rows += len(ids)
+        self._waiting, self._bytes = [], 0
 
 
 def _planned(features: FeaturesConfig, plan: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
@@ -264,27 +295,41 @@ def _check_known(kind: str, name: str, known: Collection[str]) -> None:
 
 
 def _describe(features: FeaturesConfig, frontend: str, recipe: str, ids: Collection[str], store: str) -> Block:
-    config, version = features.frontends[frontend], frontend_version(features.frontends[frontend])
-    key = block_key(ids, config, version, features.recipes[recipe])
+    frontend_config, recipe_config = pinned(features.frontends[frontend]), pinned(features.recipes[recipe])
+    key = block_key(ids, frontend_config, recipe_config)
     return Block(
         key=key,
         uri=_uri_of(store, key),
         rows=len(ids),
         frontend=frontend,
-        frontend_config=config,
-        frontend_version=version,
+        frontend_config=frontend_config,
+        frontend_version=frontend_version(frontend_config),
         recipe=recipe,
-        recipe_config=features.recipes[recipe],
+        recipe_config=recipe_config,
+        recipe_version=recipe_version(recipe_config),
     )
 
 
 def _compute(
     shard_uri: str, tasks: list[_Task], features: FeaturesConfig, store: str, source_ids: Mapping[str, str]
 ) -> None:
+    from kubevox.features.extraction import Extractor, Source
+
     wanted = {id for task in tasks for id in task.ids}
-    # Two names may mean one frontend: it is built, and each recording prepared for it, once.
-    configs = dict.fromkeys(task.block.frontend_config for task in tasks)
-    frontends = {config: build_frontend(config, features.device) for config in configs}
+    # Two names may mean the same: it is computed once.
+    by_target: dict[Target, list[int]] = {}
+    for number, task in enumerate(tasks):
+        by_target.setdefault((task.block.frontend_config, task.block.recipe_config), []).append(number)
+    # Recordings that want the same share one tuple of it.
+    plans: dict[tuple[Target, ...], tuple[Target, ...]] = {}
+
+    def sources() -> Iterator[Source]:
+        for id, flac in read_encoded(shard_uri, wanted):
+            targets = tuple(target for target, numbers in by_target.items() if id in tasks[numbers[0]].ids)
+            decode = functools.partial(decode_stored, flac, source_ids[id])
+            yield Source(id, source_ids[id], decode, plans.setdefault(targets, targets))
+
+    extractor = Extractor([config for config, _ in by_target], features.device, features.batch_size, features.workers)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(storage.staging(store))
         writers = [
@@ -292,43 +337,24 @@ def _compute(
         ]
         for writer in writers:
             stack.callback(writer.close)
+        stack.enter_context(extractor)
         bar = stack.enter_context(ProgressBar("extract_features", len(wanted), "clips"))
-        chunk: list[tuple[str, dict[FrontendConfig, npt.NDArray[np.float32]]]] = []
-        for id, waveform in read_audio(shard_uri, wanted):
-            needed = dict.fromkeys(task.block.frontend_config for task in tasks if id in task.ids)
-            try:
-                chunk.append((id, {config: frontends[config].prepare(waveform) for config in needed}))
-            except AudioError as error:
-                raise AudioError(error.reason, f"{source_ids[id]}: {error}") from None
-            if len(chunk) >= max(_CHUNK, features.batch_size):
-                _write_chunk(chunk, tasks, writers, frontends, features.batch_size)
-                bar.update(len(chunk))
-                chunk.clear()
-        if chunk:
-            _write_chunk(chunk, tasks, writers, frontends, features.batch_size)
-            bar.update(len(chunk))
+        hours, started = 0.0, time.monotonic()
+        for done in extractor(sources()):
+            _write(done, by_target, writers)
+            hours += done.seconds / 3600
+            elapsed = max(time.monotonic() - started, 1e-9)
+            bar.update(done.recordings, audio=f"{hours:.2f} h", speed=f"{hours * 3600 / elapsed:.0f} x real time")
         for task, writer in zip(tasks, writers, strict=True):
             writer.finish(task.block)
-            content = writer.path.read_bytes()
-            if task.damaged:
-                storage.write_bytes(task.block.uri, content)
-            else:
-                storage.create(task.block.uri, content)
+            storage.create_file(task.block.uri, writer.path, replace=task.damaged)
 
 
-def _write_chunk(
-    chunk: list[tuple[str, dict[FrontendConfig, npt.NDArray[np.float32]]]],
-    tasks: list[_Task],
-    writers: list[_BlockWriter],
-    frontends: Mapping[FrontendConfig, Frontend],
-    batch_size: int,
-) -> None:
-    for task, writer in zip(tasks, writers, strict=True):
-        config, recipe = task.block.frontend_config, task.block.recipe_config
-        chosen = [(id, prepared[config]) for id, prepared in chunk if id in task.ids]
-        if chosen:
-            samples = [augment(samples, id, recipe) for id, samples in chosen]
-            writer.add([id for id, _ in chosen], frontends[config].extract(samples, batch_size))
+def _write(done: Extracted, by_target: Mapping[Target, list[int]], writers: list[_BlockWriter]) -> None:
+    for target, (ids, values) in done.values.items():
+        ratios = done.speech_ratio.get(target[0])
+        for number in by_target[target]:
+            writers[number].add(ids, values, None if ratios is None else [ratios[id] for id in ids])
 
 
 def _read(block: Block) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
@@ -374,21 +400,27 @@ def _is_sound(block: Block) -> bool:
 def _digest_rows(digest: Any, ids: Iterable[str], values: npt.NDArray[np.float32]) -> None:
     for id, value in zip(ids, values, strict=True):
         digest.update(id.encode())
-        digest.update(np.ascontiguousarray(value, dtype="<f4").data)
+        digest.update(np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False).data)
 
 
 def _uri_of(store: str, key: str) -> str:
     return storage.join(store, "features", f"{key}.parquet")
 
 
+def _meaning(block: Block) -> list[Any]:
+    return [identity(block.frontend_config), block.frontend_version]
+
+
 def _is_frontend(block: Block, frontend: str | FrontendConfig) -> bool:
     if isinstance(frontend, str):
         return block.frontend == frontend
-    return (block.frontend_config, block.frontend_version) == (frontend, frontend_version(frontend))
+    return _meaning(block) == [identity(pinned(frontend)), frontend_version(frontend)]
 
 
 def _is_recipe(block: Block, recipe: str | RecipeConfig) -> bool:
-    return block.recipe == recipe if isinstance(recipe, str) else block.recipe_config == recipe
+    if isinstance(recipe, str):
+        return block.recipe == recipe
+    return [identity(block.recipe_config), block.recipe_version] == [identity(pinned(recipe)), recipe_version(recipe)]
 
 
 def _name(thing: str | FrontendConfig | RecipeConfig) -> str:

@@ -3,13 +3,20 @@
 ``bundle.json`` (task, labels, frontend, architecture, audio limits, temperature, what it was trained on) and
 ``model.safetensors`` (weights and normalisation). The evaluator, the model server and the command line all predict
 through :class:`Bundle`; there is no second copy of any step.
+
+A bundle whose frontend is ``ssl`` also holds the pretrained encoder's files, byte for byte, in ``encoder/``; files of
+more than 1 GiB together lie once in the store, in ``<store>/encoders/<sha256>/``, for all bundles that use them. The
+bundle's hash is over ``bundle.json`` and ``model.safetensors``: the first holds the encoder's ``sha256``, so the hash
+covers the encoder wherever it lies, and loading reads its files once, to compare them with that.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +28,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from kubevox import storage
-from kubevox.config import AudioLimits, FrontendConfig, ModelConfig, Section, parse_section
+from kubevox.config import AudioLimits, FrontendConfig, ModelConfig, Section, SslConfig, parse_section
 from kubevox.errors import BundleError, ConfigError, StorageError
 from kubevox.features.frontends import Frontend, build_frontend
+from kubevox.features.frontends.encoder import encoder_files, encoder_hash, locate, relocated, verified
+from kubevox.features.pins import pinned
 from kubevox.models import build_network
 from kubevox.provenance import content_hash
 
@@ -34,6 +43,8 @@ __all__ = ["Bundle", "BundleSpec", "Classifier", "fit_temperature", "load_bundle
 
 _FORMAT = 1
 _BATCH = 32
+# A bundle of more than this is slow to bring to a pod, and each training would store the encoder anew.
+_MOST_ENCODER_BYTES = 1 << 30
 
 
 class BundleSpec(Section):
@@ -87,7 +98,11 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A loaded bundle."""
+    """A loaded bundle.
+
+    ``spec`` is what ``bundle.json`` says; ``frontend.config`` differs from its ``frontend`` in where the encoder of an
+    ``ssl`` frontend was found.
+    """
 
     uri: str
     hash: str
@@ -112,7 +127,7 @@ class Bundle:
         Raises:
             AudioError: a recording is too short for the frontend.
         """
-        return self.frontend.extract([self.frontend.prepare(waveform) for waveform in waveforms], _BATCH)
+        return self.frontend.extract([self.frontend.prepare(waveform) for waveform in waveforms])
 
     def predict(self, waveforms: Sequence[Waveform]) -> npt.NDArray[np.float32]:
         """Calibrated probabilities [N, labels] of canonical waveforms.
@@ -124,17 +139,23 @@ class Bundle:
 
 
 def save_bundle(classifier: Classifier, spec: BundleSpec, store: str) -> str:
-    """Publish a bundle; the same model with the same description has the same URI.
+    """Publish a bundle, with its encoder if it has one; the same model with the same description has the same URI.
 
     Returns:
         The bundle's URI.
+
+    Raises:
+        ConfigError: the encoder of an ``ssl`` frontend is not there, or other than the ``sha256`` in ``spec``.
     """
+    spec = spec.model_copy(update={"frontend": pinned(spec.frontend)})
     weights = save({name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()})
     text = json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     uri = storage.join(store, "bundles", content_hash(text.encode(), weights))
     with storage.staging(store) as folder:
         (folder / "bundle.json").write_text(text, encoding="utf-8")
         (folder / "model.safetensors").write_bytes(weights)
+        if isinstance(spec.frontend, SslConfig):
+            _save_encoder(spec.frontend, folder / "encoder", store)
         storage.publish(folder, uri, "bundle.json")
     return uri
 
@@ -147,8 +168,8 @@ def load_bundle(uri: str, device: str = "cpu") -> Bundle:
         device: "cpu", "cuda" or "auto".
 
     Raises:
-        BundleError: it is missing, damaged, or made by a frontend of another version.
-        ConfigError: the device is not there.
+        BundleError: it or its encoder is missing or damaged, or it was made by a frontend of another version.
+        ConfigError: the device is not there, or transformers, which an ``ssl`` frontend needs.
     """
     try:
         folder = storage.fetch(uri.rstrip("/"))
@@ -164,7 +185,8 @@ def load_bundle(uri: str, device: str = "cpu") -> Bundle:
         spec = parse_section(BundleSpec, json.loads(text), f"{uri}/bundle.json")
     except (ConfigError, ValueError) as error:
         raise BundleError(f"bundle {uri}: damaged: {' '.join(str(error).split())}") from None
-    frontend = build_frontend(spec.frontend, device)
+    config = spec.frontend
+    frontend = build_frontend(_with_encoder(config, folder, uri) if isinstance(config, SslConfig) else config, device)
     if spec.frontend_version != frontend.version:
         raise BundleError(
             f"bundle {uri}: trained with version {spec.frontend_version} of the {spec.frontend.kind} frontend, this is "
@@ -192,3 +214,69 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     candidates = torch.logspace(-1, 1, 401, dtype=torch.float64)
     losses = torch.stack([nn.functional.cross_entropy(logits / t, labels) for t in candidates])
     return round(float(candidates[losses.argmin()]), 4)
+
+
+def _save_encoder(config: SslConfig, folder: Path, store: str) -> None:
+    """Put the encoder's files into the bundle's ``folder``, or into the store where they are too large for that."""
+    source, sha256 = verified(config)
+    files = encoder_files(source)
+    if sum(path.stat().st_size for path in files) <= _MOST_ENCODER_BYTES:
+        folder.mkdir()
+        _gather(files, folder, store)
+        return
+    uri, head = storage.join(store, "encoders", sha256), files[0].name
+    if not storage.exists(storage.join(uri, head)):
+        with storage.staging(store) as staged:
+            _gather(files, staged, store)
+            storage.publish(staged, uri, head)
+
+
+def _gather(files: Sequence[Path], folder: Path, store: str) -> None:
+    for path in files:
+        if store.startswith("s3://"):
+            # Uploaded from where it is: a pod's temporary folder need not hold gigabytes.
+            (folder / path.name).symlink_to(path.resolve())
+        else:
+            shutil.copyfile(path, folder / path.name)
+
+
+def _with_encoder(config: SslConfig, folder: Path, uri: str) -> SslConfig:
+    """The frontend's section with the place where its encoder is: in the bundle, in its store, or as it says.
+
+    Raises:
+        BundleError: it is in none of them, or what is in the first that there is, is damaged.
+    """
+    if config.sha256 is None:
+        raise BundleError(f"bundle {uri}: damaged: bundle.json has no sha256 of the encoder {config.model!r}")
+    place = _encoder_place(config, config.sha256, folder, uri)
+    try:
+        found = encoder_hash(place)
+    except (ConfigError, OSError) as error:
+        raise BundleError(f"bundle {uri}: its encoder is damaged: {error}") from None
+    if found != config.sha256:
+        raise BundleError(
+            f"bundle {uri}: its encoder is damaged: {place} has the SHA-256 {found}, not {config.sha256} as "
+            "bundle.json says; delete that folder and copy it again"
+        )
+    return relocated(config, place)
+
+
+def _encoder_place(config: SslConfig, sha256: str, folder: Path, uri: str) -> Path:
+    if (folder / "encoder").is_dir():
+        return folder / "encoder"
+    store, _, _ = storage.absolute(uri).rpartition("/bundles/")
+    where = f"<store>/encoders/{sha256}"
+    if store:
+        where = storage.join(store, "encoders", sha256)
+        try:
+            return storage.fetch(where)
+        except StorageError:
+            pass  # an encoder that is small enough is in no such place
+    try:
+        return locate(config)
+    except ConfigError as error:
+        raise BundleError(
+            f"bundle {uri}: its encoder is missing: neither `encoder` in the bundle's folder, nor {where}, nor the "
+            f"place that it was trained with ({error}); copy it to `encoder` in the bundle's folder: a model server is "
+            "brought that folder and nothing else of the store"
+        ) from None

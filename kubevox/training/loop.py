@@ -22,7 +22,8 @@ from kubevox.data.splits import Split, load_split
 from kubevox.errors import TrainingError
 from kubevox.evaluation.metrics import confusion_matrix, uar
 from kubevox.features.blocks import load_features
-from kubevox.features.frontends import build_frontend, frontend_version
+from kubevox.features.frontends import feature_shape, frontend_version
+from kubevox.features.pins import identity, pinned
 from kubevox.models import build_network
 from kubevox.models.bundle import BundleSpec, Classifier, fit_temperature, save_bundle
 from kubevox.progress import ProgressBar, note
@@ -77,11 +78,16 @@ class _Progress:
 def training_key(
     split: Split, model: ModelConfig, config: TrainConfig, features: FeaturesConfig, limits: AudioLimits
 ) -> str:
-    """The hash of all that decides the bundle; the device and the number of threads do not."""
+    """The hash of all that decides the bundle; the device, the number of threads and where files lie do not.
+
+    Raises:
+        ConfigError: the frontend or a recipe names files that are not there, or not those that it pins.
+    """
+    frontend = pinned(features.frontends[model.frontend])
     return content_hash(
         [_FORMAT, split.hash],
-        [frontend_version(features.frontends[model.frontend]), features.frontends[model.frontend].digest()],
-        [[features.recipes[name].digest() for name in model.recipes]],
+        [frontend_version(frontend), content_hash(identity(frontend))],
+        [[content_hash(identity(pinned(features.recipes[name]))) for name in model.recipes]],
         [model.digest(), config.model_copy(update={"device": "auto", "threads": None}).digest()],
         limits.digest(),
     )
@@ -115,6 +121,7 @@ def train(
         The bundle and how it came about.
 
     Raises:
+        ConfigError: the encoder of an ``ssl`` frontend is not there, or not the one that is pinned.
         SplitError: the split has no valid certificate.
         StorageError: a feature block is missing or damaged.
         TrainingError: the loss stopped being a number, or the device is not there.
@@ -129,14 +136,16 @@ def train(
                 known |= {"run_id": run.id}
                 storage.remember(store, "train", key, known)
         return TrainResult(**known, reused=True)
-    frontend = build_frontend(features.frontends[model.frontend])
+    frontend = pinned(features.frontends[model.frontend])
+    # Of an encoder only the width is read here. One that is missing is noticed now and not when the bundle is saved.
+    shape = feature_shape(frontend)
     recipes = [features.recipes[name] for name in model.recipes]
     rows = {name: split.of(name) for name in ("train", "validation")}
     index = {label: i for i, label in enumerate(split.labels)}
 
     def tensors(name: str, recipe: Any) -> tuple[Tensor, Tensor]:
         ids = [utterance.id for utterance, _ in rows[name]]
-        values = load_features(blocks, frontend.config, recipe, ids)
+        values = load_features(blocks, frontend, recipe, ids)
         return torch.from_numpy(values), torch.tensor([index[label] for _, label in rows[name]])
 
     variants = [tensors("train", recipe) for recipe in recipes]
@@ -147,7 +156,7 @@ def train(
     saved = load_checkpoint(folder)
     with track_run(tracking_uri, experiment, key, saved.figures.get("run_id") if saved else None) as run:
         run.log_setting(_parameters(split, model, config))
-        loop = _Loop(x, y, x_val, y_val, len(split.labels), frontend.shape, model, config, device, folder, run)
+        loop = _Loop(x, y, x_val, y_val, len(split.labels), shape, model, config, device, folder, run)
         if saved:
             loop.resume(saved)
             if run.fresh:
@@ -157,9 +166,9 @@ def train(
         spec = BundleSpec(
             task=split.certificate["task"]["name"],
             labels=list(split.labels),
-            frontend=frontend.config,
-            frontend_version=frontend.version,
-            shape=list(frontend.shape),
+            frontend=frontend,
+            frontend_version=frontend_version(frontend),
+            shape=list(shape),
             model=model,
             parameters=sum(parameter.numel() for parameter in classifier.parameters()),
             temperature=fit_temperature(logits, y_val),

@@ -6,25 +6,40 @@ import subprocess
 import sys
 from pathlib import Path
 from subprocess import PIPE
+from unittest.mock import ANY
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubevox.config import FeaturesConfig, LogMelConfig, NoiseRecipe, OriginalRecipe, ShiftRecipe, StatisticsConfig
+from kubevox.config import (
+    ChainRecipe,
+    FeaturesConfig,
+    LogMelConfig,
+    NoiseRecipe,
+    OriginalRecipe,
+    PitchRecipe,
+    ShiftRecipe,
+    StatisticsConfig,
+)
 from kubevox.data.dataset import DatasetVersion, read_audio, read_utterances
 from kubevox.errors import AudioError, ConfigError, StorageError
 from kubevox.features import (
     BlockIndex,
     augment,
+    augmentation,
     block_key,
     blocks,
     build_frontend,
     extract_shard,
+    extraction,
     feature_shape,
     features_of,
+    frontends,
     load_features,
     read_index,
 )
@@ -85,7 +100,9 @@ def test_augmented_features_are_those_of_the_augmented_samples(
     frontend = build_frontend(LOGMEL)
     waveforms = {id: waveform for shard in dataset.shard_uris for id, waveform in read_audio(shard)}
     for id, row in zip(ids, stored, strict=True):
-        assert np.array_equal(row, frontend.extract([augment(frontend.prepare(waveforms[id]), id, NoiseRecipe())])[0])
+        samples = torch.from_numpy(frontend.prepare(waveforms[id]))[None]
+        augmented = augment(samples, [id], NoiseRecipe(), LOGMEL.sample_rate)
+        assert np.array_equal(row, frontend(augmented, augmented=True)[0].numpy())
 
 
 def test_no_validation_or_test_utterance_is_ever_augmented(
@@ -111,8 +128,8 @@ def test_what_is_there_is_not_computed_again(
     def forbidden(*_: object) -> None:
         raise AssertionError("audio was decoded, or a frontend built")
 
-    monkeypatch.setattr(blocks, "read_audio", forbidden)
-    monkeypatch.setattr(blocks, "build_frontend", forbidden)
+    monkeypatch.setattr(blocks, "read_encoded", forbidden)
+    monkeypatch.setattr(extraction, "build_frontend", forbidden)
     again = extract_all(dataset, wanted, store, batch_size=5)
     assert [index.uri for index in again] == [index.uri for index in first]
     assert all((index.computed, index.reused) == (0, 2) for index in again)
@@ -270,13 +287,12 @@ def test_a_damaged_index_is_replaced(dataset: DatasetVersion, wanted: dict[str, 
 
 @given(ids=st.lists(HEX, unique=True, min_size=1), other=HEX, data=st.data())
 def test_a_blocks_key_is_its_content(ids: list[str], other: str, data: st.DataObject) -> None:
-    key = block_key(ids, LOGMEL, 1, OriginalRecipe())
-    assert block_key(data.draw(st.permutations(ids)), LOGMEL, 1, OriginalRecipe()) == key
-    assert block_key(ids, LOGMEL, 2, OriginalRecipe()) != key
-    assert block_key(ids, LOGMEL, 1, NoiseRecipe()) != block_key(ids, LOGMEL, 1, NoiseRecipe(seed=1)) != key
-    assert block_key(ids, LogMelConfig(), 1, OriginalRecipe()) != key
+    key = block_key(ids, LOGMEL, OriginalRecipe())
+    assert block_key(data.draw(st.permutations(ids)), LOGMEL, OriginalRecipe()) == key
+    assert block_key(ids, LOGMEL, NoiseRecipe()) != block_key(ids, LOGMEL, NoiseRecipe(seed=1)) != key
+    assert block_key(ids, LogMelConfig(), OriginalRecipe()) != key
     if other not in ids:
-        assert block_key([*ids, other], LOGMEL, 1, OriginalRecipe()) != key
+        assert block_key([*ids, other], LOGMEL, OriginalRecipe()) != key
 
 
 def test_a_moved_store_keeps_its_features(
@@ -288,3 +304,77 @@ def test_a_moved_store_keeps_its_features(
     shutil.move(store, tmp_path / "elsewhere")
     moved = str(tmp_path / "elsewhere") + index.uri.removeprefix(store)
     assert np.array_equal(load_features([moved], "logmel", "default", ids), before)
+
+
+def test_a_new_version_of_the_code_is_another_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = ChainRecipe(steps=(PitchRecipe(), NoiseRecipe()))
+    before = block_key(["a"], LOGMEL, OriginalRecipe()), block_key(["a"], LOGMEL, chain)
+    monkeypatch.setitem(augmentation._VERSIONS, "pitch", 99)
+    assert (block_key(["a"], LOGMEL, OriginalRecipe()), block_key(["a"], LOGMEL, chain)) == (before[0], ANY)
+    assert block_key(["a"], LOGMEL, chain) != before[1]
+    monkeypatch.setitem(frontends._VERSIONS, "logmel", 99)
+    assert block_key(["a"], LOGMEL, OriginalRecipe()) != before[0]
+
+
+def test_half_precision_is_stored_as_such_and_is_what_serving_computes(
+    dataset: DatasetVersion, wanted: dict[str, str], store: str
+) -> None:
+    config = LOGMEL.model_copy(update={"stored": "float16"})
+    features = FEATURES.model_copy(update={"frontends": {"logmel": config}})
+    index = extract_shard(dataset.shard_uris[0], wanted, features, {"logmel": ["default"]}, store)
+    stored = pq.read_table(index.blocks[0].uri).column("values")
+    assert stored.type.value_type == pa.float16()
+    waveforms = dict(read_audio(dataset.shard_uris[0]))
+    values = load_features([index.uri], config, "default", list(waveforms))
+    frontend = build_frontend(config)
+    for row, waveform in zip(values, waveforms.values(), strict=True):
+        assert np.array_equal(row, features_of(waveform, frontend))
+
+
+def test_one_new_shard_is_all_that_is_computed(dataset: DatasetVersion, wanted: dict[str, str], store: str) -> None:
+    first, *rest = dataset.shard_uris
+    for shard in rest:
+        extract_shard(shard, wanted, FEATURES, PLAN, store)
+    again = extract_all(dataset, wanted, store)
+    assert [(index.computed, index.reused) for index in again] == [(2, 0)] + [(0, 2)] * len(rest)
+
+
+@pytest.mark.slow
+def test_workers_on_one_store_one_of_them_killed_leave_what_a_single_run_leaves(
+    dataset: DatasetVersion, wanted: dict[str, str], tmp_path: Path
+) -> None:
+    """Two processes fill one cache; one is killed with -9 half-way and started again."""
+    (tmp_path / "work.json").write_text(json.dumps({"shards": list(dataset.shard_uris), "wanted": wanted}))
+    program = tmp_path / "fill.py"
+    program.write_text(
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from kubevox.config import FeaturesConfig\n"
+        "from kubevox.features import extract_shard\n"
+        "folder, store = Path(sys.argv[1]), sys.argv[2]\n"
+        "work = json.loads((folder / 'work.json').read_text())\n"
+        "features = FeaturesConfig.from_json((folder / 'features.json').read_text())\n"
+        "for shard in work['shards']:\n"
+        "    extract_shard(shard, work['wanted'], features, {'logmel': ['default', 'noise']}, store)\n"
+        "    print('shard done', flush=True)\n"
+    )
+    (tmp_path / "features.json").write_text(FEATURES.to_json())
+
+    def start(store: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, program, tmp_path, store], stdout=PIPE, text=True)
+
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert start(alone).wait() == 0
+    killed, other = start(shared), start(shared)
+    assert killed.stdout is not None
+    killed.stdout.readline()  # half-way: one shard is there, the next is being computed
+    killed.kill()
+    killed.wait()
+    assert start(shared).wait() == 0
+    assert other.wait() == 0
+
+    def content(store: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(store)): path.read_bytes() for path in (store / "features").rglob("*.*")}
+
+    assert content(shared) == content(alone)
+    assert len(content(alone)) == 3 * len(dataset.shard_uris)

@@ -1,4 +1,4 @@
-"""Log mel-band power over time, of a fixed length."""
+"""Log mel-band power over time, of a fixed length, by one of several definitions."""
 
 from __future__ import annotations
 
@@ -7,21 +7,42 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kubevox.config import LogMelConfig
 from kubevox.data.audio import Waveform
 from kubevox.features.frontends.base import Frontend, Samples, _fit
+from kubevox.features.frontends.fbank import (
+    htk_mel_bank,
+    kaldi_frames,
+    kaldi_mel_bank,
+    next_power_of_two,
+    povey_window,
+)
 from kubevox.features.frontends.spectrum import BandSums, frame_power, framed, hann_window, mel_bank
 
 __all__ = ["LogMel"]
 
+_KALDI_FLOOR = float(np.finfo(np.float32).eps)
+_WHISPER_FLOOR = 1e-10
+
 
 class LogMel(Frontend):
-    """Power in mel bands, in dB relative to full scale: float32 [mels, frames].
+    """Logarithm of the power in mel bands: float32 [mels, frames]; ``convention`` says which.
 
-    Hann frames, centred, zero-padded at both ends; triangles of peak 1 on Slaney's mel scale; 0 dB is the power of a
-    sine of full scale at a band's centre, and nothing lies below ``floor_db``. A recording shorter than ``duration_s``
-    is followed by silence.
+    - ``decibel``: in dB relative to full scale. Hann frames, centred, zero-padded at both ends; triangles of peak 1 on
+      Slaney's mel scale; 0 dB is the power of a sine of full scale at a band's centre, and nothing lies below
+      ``floor_db``.
+    - ``torchaudio``: the natural logarithm of ``torchaudio.transforms.MelSpectrogram`` (2.11): Hann frames, centred,
+      reflected at both ends; triangles of peak 1 on HTK's mel scale; power not normalised, and no less than
+      ``floor_db`` dB of 1.
+    - ``kaldi``: ``compute-fbank-feats --dither=0 --snip-edges=true``, which is ``torchaudio.compliance.kaldi.fbank`` of
+      samples times 32768: what Speech2Text and SeamlessM4T take, before their normalisation.
+    - ``whisper``: the base-10 logarithm, clamped at 8 below the recording's highest, plus 4, over 4, of Hann frames,
+      centred, reflected, without the last one; triangles of equal area on Slaney's scale. Source: transformers,
+      ``WhisperFeatureExtractor``.
+
+    A recording shorter than ``duration_s`` is followed by silence.
     """
 
     kind: ClassVar[str] = "logmel"
@@ -30,10 +51,9 @@ class LogMel(Frontend):
     def __init__(self, config: LogMelConfig, device: str = "cpu") -> None:
         super().__init__(config, device)
         self._samples = round(config.duration_s * config.sample_rate)
-        window = hann_window(config.frame)
-        # Scaled so that a sine of amplitude 1 has power 1 in its bin.
-        self._window = torch.from_numpy((window * (2.0 / window.sum())).astype(np.float32)).to(self.device)
-        bank = mel_bank(config.sample_rate, config.frame, config.mels, config.fmin_hz, config.fmax_hz, equal_area=False)
+        self._fft = next_power_of_two(config.frame) if config.convention == "kaldi" else config.frame
+        window, bank = _window_and_bank(config, self._fft)
+        self._window = torch.from_numpy(window.astype(np.float32)).to(self.device)
         self._bands = BandSums(bank, self.device)
         self._floor = 10.0 ** (config.floor_db / 10.0)
 
@@ -47,6 +67,44 @@ class LogMel(Frontend):
         return _fit(super().prepare(waveform), self._samples)
 
     def _features(self, samples: Tensor) -> Tensor:
-        frames = framed(samples, self.config.frame, self.config.hop)
-        power = self._bands(frame_power(frames, self._window))
-        return 10.0 * torch.log10(power.clamp_(min=self._floor))
+        power = self._bands(frame_power(self._frames(samples), self._window))
+        match self.config.convention:
+            case "decibel":
+                return 10.0 * torch.log10(power.clamp_(min=self._floor))
+            case "torchaudio":
+                return power.clamp_(min=self._floor).log_()
+            case "kaldi":
+                return power.clamp_(min=_KALDI_FLOOR).log_()
+            case "whisper":
+                bels = power.clamp_(min=_WHISPER_FLOOR).log10_()
+                return (torch.maximum(bels, bels.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
+
+    def _frames(self, samples: Tensor) -> Tensor:
+        """What is windowed and transformed: [batch, frames, FFT length] of [batch, n]."""
+        config = self.config
+        match config.convention:
+            case "decibel":
+                return framed(samples, config.frame, config.hop)
+            case "torchaudio":
+                return framed(samples, config.frame, config.hop, "reflect")
+            case "kaldi":
+                frames = kaldi_frames(samples, config.frame, config.hop)
+                return functional.pad(frames, (0, self._fft - config.frame))
+            case "whisper":
+                return framed(samples, config.frame, config.hop, "reflect")[:, :-1]
+
+
+def _window_and_bank(config: LogMelConfig, fft: int) -> tuple[np.ndarray, np.ndarray]:
+    """The window, float64 [fft], and the filter bank, float32 [mels, 1 + fft / 2]."""
+    shape = (config.sample_rate, fft, config.mels, config.fmin_hz, config.fmax_hz)
+    match config.convention:
+        case "decibel":
+            window = hann_window(fft)
+            # Scaled so that a sine of amplitude 1 has power 1 in its bin.
+            return window * (2.0 / window.sum()), mel_bank(*shape, equal_area=False)
+        case "torchaudio":
+            return hann_window(fft), htk_mel_bank(*shape)
+        case "kaldi":
+            return np.pad(povey_window(config.frame), (0, fft - config.frame)), kaldi_mel_bank(*shape)
+        case "whisper":
+            return hann_window(fft), mel_bank(*shape, equal_area=True)

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["BandSums", "chroma_bank", "dct_matrix", "frame_power", "framed", "hann_window", "mel_bank"]
+__all__ = [
+    "BandSums",
+    "GroupedBank",
+    "chroma_bank",
+    "dct_matrix",
+    "frame_power",
+    "framed",
+    "hann_window",
+    "mel_bank",
+    "power_of",
+]
 
 Bank = npt.NDArray[np.float32]
 
@@ -105,9 +115,46 @@ def framed(samples: Tensor, frame: int, hop: int, mode: str = "constant") -> Ten
 
 
 def frame_power(frames: Tensor, window: Tensor) -> Tensor:
-    """Power of the windowed frames' spectra: [batch, frames, 1 + frame / 2], in the window's precision."""
-    spectrum = torch.view_as_real(torch.fft.rfft(frames * window))
-    return spectrum.square().sum(-1)
+    """Power of the windowed frames' spectra: [batch, frames, 1 + frame / 2], in the window's precision, contiguous."""
+    return power_of(torch.fft.rfft(frames * window))
+
+
+def power_of(spectrum: Tensor, out: Tensor | None = None) -> Tensor:
+    """The squared magnitudes of a complex spectrum, of its shape, contiguous (or in ``out``)."""
+    squares = torch.view_as_real(spectrum).square_()
+    # Adding two strided views takes an eighth of the time of a sum over a last axis of two.
+    return torch.add(squares[..., 0], squares[..., 1], out=out)
+
+
+class GroupedBank:
+    """A filter bank of neighbouring FFT bins as a few small matrix products.
+
+    Most weights of a mel bank are zero: cut into groups of neighbouring bands, each multiplies only the bins that its
+    bands touch.
+
+    Args:
+        bank: float32 [bands, bins].
+        device: where it is applied.
+        groups: how many; more waste fewer products on zeros, and take more calls.
+    """
+
+    def __init__(self, bank: Bank, device: torch.device, groups: int = 8) -> None:
+        self._bands = len(bank)
+        self._groups: list[tuple[slice, slice, Tensor]] = []
+        for chosen in np.array_split(np.arange(len(bank)), min(groups, len(bank))):
+            rows = slice(int(chosen[0]), int(chosen[-1]) + 1)
+            touched = np.nonzero(bank[rows].any(axis=0))[0]
+            bins = slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0, 1)
+            weights = torch.from_numpy(np.ascontiguousarray(bank[rows, bins].T)).to(device)
+            self._groups.append((rows, bins, weights))
+
+    def __call__(self, power: Tensor) -> Tensor:
+        """Band powers [batch, frames, bands] of bin powers [batch, frames, bins], contiguous."""
+        flat = power.flatten(0, 1)
+        banded = power.new_empty(len(flat), self._bands)
+        for rows, bins, weights in self._groups:
+            torch.mm(flat[:, bins], weights, out=banded[:, rows])
+        return banded.unflatten(0, power.shape[:2])
 
 
 class BandSums:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import functools
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,17 +11,27 @@ from torch import Tensor
 
 from kubevox.config import StatisticsConfig
 from kubevox.features.frontends.base import Frontend
-from kubevox.features.frontends.spectrum import BandSums, chroma_bank, dct_matrix, framed, hann_window, mel_bank
+from kubevox.features.frontends.spectrum import (
+    GroupedBank,
+    chroma_bank,
+    dct_matrix,
+    framed,
+    hann_window,
+    mel_bank,
+    power_of,
+)
+from kubevox.features.frontends.tuning import STEPS, Candidates, TuningEstimator
+from kubevox.features.runtime import one_thread
 
 __all__ = ["Statistics"]
 
 # Constants of librosa 0.11's defaults.
-_PITCH_FMIN_HZ, _PITCH_FMAX_HZ = 150.0, 4000.0  # core.piptrack
-_PITCH_THRESHOLD = 0.1  # core.piptrack, of the frame's maximum
-_TUNING_STEPS = 100  # core.estimate_tuning: a resolution of 0.01
 _POWER_FLOOR = 1e-10  # core.power_to_db, amin
 _DYNAMIC_RANGE_DB = 80.0  # core.power_to_db, top_db
 _ZERO = 1e-10  # core.zero_crossings, threshold
+# Recordings whose frames, spectra and powers (2.5 MB each) are in a CPU's cache together; more and fewer were slower.
+_CACHED_CLIPS = 4
+_COLUMNS = 16  # of a matrix that fill a CPU's vector
 
 
 class Statistics(Frontend):
@@ -34,21 +45,18 @@ class Statistics(Frontend):
     """
 
     kind: ClassVar[str] = "statistics"
+    batched_on_cpu: ClassVar[bool] = True
     config: StatisticsConfig
 
     def __init__(self, config: StatisticsConfig, device: str = "cpu") -> None:
         super().__init__(config, device)
         rate, frame = config.sample_rate, config.frame
-        # librosa transforms in float64 and keeps the spectrum in float32; see _magnitude for why this does the same.
-        self._window = torch.from_numpy(hann_window(frame)).to(self.device)
-        self._mel = BandSums(mel_bank(rate, frame, config.mels, 0.0, rate / 2, equal_area=True), self.device)
+        window = torch.from_numpy(hann_window(frame)).to(self.device)
+        self._window, self._exact_window = window.float(), window
+        self._mel = GroupedBank(mel_bank(rate, frame, config.mels, 0.0, rate / 2, equal_area=True), self.device)
         self._dct = torch.from_numpy(dct_matrix(config.mfccs, config.mels)).to(self.device)
-        bins = np.fft.rfftfreq(frame, 1.0 / rate)
-        pitched = np.nonzero((bins >= _PITCH_FMIN_HZ) & (bins < min(_PITCH_FMAX_HZ, rate / 2)))[0]
-        # The outermost bins have no two neighbours to be a peak between.
-        self._pitched = range(max(int(pitched[0]), 1), min(int(pitched[-1]), len(bins) - 2) + 1)
-        self._tunings = np.linspace(-0.5, 0.5, _TUNING_STEPS + 1)
-        self._edges = torch.from_numpy(self._tunings).to(self.device)
+        self._tuning = TuningEstimator(rate, frame, config.chroma, self.device)
+        self._tunings = np.linspace(-0.5, 0.5, STEPS + 1)
 
     @property
     def feature_names(self) -> list[str]:
@@ -56,113 +64,171 @@ class Statistics(Frontend):
         families = {"chroma": self.config.chroma, "mel": self.config.mels, "mfcc": self.config.mfccs}
         return ["zero_crossing_rate", "rms", *(f"{name}_{i}" for name, size in families.items() for i in range(size))]
 
-    def _features(self, samples: Tensor) -> Tensor:
-        frames = framed(samples, self.config.frame, self.config.hop)
-        power = _magnitude(torch.fft.rfft(frames * self._window)).square()
-        mel = self._mel(power)
+    def warm_up(self) -> None:
+        """Make the chroma banks of all tunings: 0.1 s, 5 MB."""
+        config, device = self.config, str(self.device)
+        for tuning in self._tunings[:STEPS].tolist():
+            _chroma_weights(config.sample_rate, config.frame, config.chroma, tuning, device)
+
+    def _features(self, samples: Tensor, powers: list[Tensor] | None = None, exact: bool = True) -> Tensor:
+        size = _CACHED_CLIPS if samples.device.type == "cpu" else len(samples)
+        if powers is None:
+            blocks = samples.split(size)
+            powers = []
+        else:
+            blocks = samples.split([len(power) for power in powers])
+        waves, mel_means, mfccs, pitched = [], [], [], []
+        for number, block in enumerate(blocks):
+            if number == len(powers):
+                # One transform for everything below, in float32.
+                frames = framed(block, self.config.frame, self.config.hop)
+                powers.append(power_of(torch.fft.rfft(frames * self._window)))
+            mel = self._mel(powers[number])
+            waves += [self._zero_crossing_rate(block), self._rms(block)]
+            mel_means.append(mel.mean(1))
+            mfccs.append(self._mfcc(mel))
+            pitched.append(self._tuning.candidates(powers[number], sum(map(len, blocks[:number])) * mel.shape[1]))
         return torch.cat(
             [
-                self._zero_crossing_rate(samples),
-                frames.square().mean(-1).sqrt().mean(-1, keepdim=True),
-                self._chroma(power),
-                mel.mean(-1),
-                self._mfcc(mel),
+                torch.cat(waves[::2]),
+                torch.cat(waves[1::2]),
+                self._chroma(powers, pitched, samples if exact else None),
+                torch.cat(mel_means),
+                torch.cat(mfccs),
             ],
             dim=1,
         )
 
+    def _augmented_features(self, samples: Tensor) -> Tensor:
+        return self._features(samples, exact=False)
+
+    def takes_powers(self, frame: int, hop: int) -> bool:
+        """Whether frames of this kind are its own: windowed by Hann's, centred, zero-padded."""
+        return (frame, hop) == (self.config.frame, self.config.hop)
+
+    def of_powers(self, samples: Tensor, powers: list[Tensor]) -> Tensor:
+        """The features of samples whose frames' powers are there already: the same bits."""
+        with torch.inference_mode(), one_thread():
+            return self._rounded(self._features(samples, powers))
+
     def _zero_crossing_rate(self, samples: Tensor) -> Tensor:
-        """Mean share of samples at which the sign changes: [batch, 1] of [batch, n]."""
-        half = self.config.frame // 2
-        negative = samples < -_ZERO
-        padded = torch.cat([negative[:, :1].expand(-1, half), negative, negative[:, -1:].expand(-1, half)], dim=1)
-        crossings = padded[:, 1:] != padded[:, :-1]
-        # A frame's first sample never counts, so a frame is one crossing shorter.
-        counts = crossings.float().unfold(-1, self.config.frame - 1, self.config.hop).sum(-1)
-        return counts.mean(-1, keepdim=True) / self.config.frame
+        """Mean share of samples at which the sign changes: [batch, 1] of [batch, n].
 
-    def _chroma(self, power: Tensor) -> Tensor:
-        """Mean chroma, each frame's strongest pitch class being 1: [batch, chroma] of [batch, frames, bins]."""
-        config = self.config
-        tunings = (float(self._tunings[step]) for step in self._tuning_steps(power).tolist())
-        banks = np.stack([chroma_bank(config.sample_rate, config.frame, config.chroma, tuning) for tuning in tunings])
-        weights = torch.from_numpy(banks).to(power.device)
-        raw = torch.stack([(power * weights[:, None, pitch]).sum(-1) for pitch in range(config.chroma)], dim=1)
-        strongest = raw.amax(1, keepdim=True)
-        strongest = torch.where(strongest < torch.finfo(raw.dtype).tiny, 1.0, strongest)
-        return (raw / strongest).mean(-1)
-
-    def _tuning_steps(self, power: Tensor) -> Tensor:
-        """How far each clip's pitches lie from A4 = 440 Hz: int64 [batch], indices into the possible tunings.
-
-        Spectral peaks are interpolated by a parabola (J. O. Smith, Spectral Audio Signal Processing, "Quadratic
-        Interpolation of Spectral Peaks"); of those at least as strong as the median, the deviations from the nearest
-        pitch class are counted in hundredths, and the fullest hundredth wins.
+        The mean over frames is a weighted sum over samples, a sample's weight being the number of frames that it lies
+        in. All of it is whole numbers below 2^24, so that no order of adding them matters. What is padded never
+        crosses zero; a frame's first sample never counts.
         """
-        first, stop = self._pitched.start, self._pitched.stop
-        below, here, above = power[..., first - 1 : stop - 1], power[..., first:stop], power[..., first + 1 : stop + 1]
-        threshold = _PITCH_THRESHOLD * power.amax(-1, keepdim=True)
+        weights = _coverage(samples.shape[1], self.config.frame, self.config.hop, str(samples.device))
+        if samples.device.type == "cpu":
+            # The same on numpy's view of the same memory: its comparisons are seven times as fast.
+            crossings = torch.from_numpy(_crossings(samples.numpy()).view(np.uint8))
+        else:
+            crossings = _crossings(samples)
+        frames = 1 + samples.shape[1] // self.config.hop
+        return (crossings.float() @ weights)[:, None] / (frames * self.config.frame)
 
-        def audible(part: Tensor) -> Tensor:
-            return torch.where(part > threshold, part, 0.0)
+    def _rms(self, samples: Tensor) -> Tensor:
+        """Mean over frames of the root of the mean square: [batch, 1] of [batch, n]."""
+        frame, hop = self.config.frame, self.config.hop
+        if frame % (2 * hop):
+            return framed(samples, frame, hop).square().mean(-1).sqrt().mean(-1, keepdim=True)
+        # Frames are whole hops, and so is the silence before the first: each hop is summed once, not once a frame.
+        whole, half = samples.shape[1] // hop, frame // 2 // hop
+        energies = samples.new_zeros(len(samples), whole + 2 * half)
+        energies[:, half : half + whole] = samples[:, : whole * hop].square().unflatten(1, (-1, hop)).sum(-1)
+        energies[:, half + whole] = samples[:, whole * hop :].square().sum(-1)
+        return (energies.unfold(-1, frame // hop, 1).sum(-1) / frame).sqrt().mean(-1, keepdim=True)
 
-        peaks = (audible(here) > audible(below)) & (audible(here) >= audible(above))
-        clip, frame, index = peaks.nonzero(as_tuple=True)
-        below, here, above = below[clip, frame, index], here[clip, frame, index], above[clip, frame, index]
-        # librosa interpolates in float64 and keeps float32.
-        curvature = (above + below).double() - 2.0 * here.double()
-        slope = (above - below).double() / 2.0
-        shift = torch.where(slope.abs() >= curvature.abs(), 0.0, -slope / curvature).float()
-        magnitude = here + 0.5 * ((above - below) / 2.0) * shift
-        hertz = ((index + first).double() + shift.double()) * self.config.sample_rate / self.config.frame
-        strong = magnitude >= _medians(magnitude, clip, len(power))[clip]
-        octaves = torch.log2((hertz.float() / 27.5).double()).float()
-        deviation = torch.remainder(self.config.chroma * octaves, 1.0)
-        deviation = torch.where(deviation >= 0.5, deviation - 1.0, deviation)
-        step = torch.bucketize(deviation.double(), self._edges, right=True).sub_(1).clamp_(0, _TUNING_STEPS - 1)
-        votes = torch.bincount((clip * _TUNING_STEPS + step)[strong], minlength=len(power) * _TUNING_STEPS)
-        votes = votes.reshape(len(power), _TUNING_STEPS)
-        # Without any pitch the tuning is 0, not the first of the steps.
-        return torch.where(votes.sum(1) > 0, votes.argmax(1), _TUNING_STEPS // 2)
+    def _chroma(self, powers: list[Tensor], pitched: list[Candidates], samples: Tensor | None) -> Tensor:
+        """Mean chroma, each frame's strongest pitch class being 1: [batch, chroma].
+
+        Args:
+            powers: of all recordings in turn, float32 [some, frames, bins] each.
+            pitched: what the tuning is estimated from.
+            samples: of which the powers are, float32 [batch, n]; None: where rounding decides which pitch class
+                prevails, that of float32 will do.
+        """
+        config, count = self.config, powers[0].shape[1]
+        clips = [clip for power in powers for clip in power]
+
+        def exact_power(rows: Tensor) -> Tensor:
+            assert samples is not None  # noqa: S101 - only called where they are there
+            return self._exact_power(framed(samples, config.frame, config.hop)[rows // count, rows % count])
+
+        steps = self._tuning(pitched, len(clips), count, None if samples is None else exact_power)
+        raw = powers[0].new_empty(len(clips), count, -(-config.chroma // _COLUMNS) * _COLUMNS)
+        for clip, out, step in zip(clips, raw, steps.tolist(), strict=True):
+            tuning = float(self._tunings[step])
+            weights = _chroma_weights(config.sample_rate, config.frame, config.chroma, tuning, str(clip.device))
+            torch.mm(clip, weights, out=out)
+        raw = raw[..., : config.chroma]
+        strongest = raw.amax(-1, keepdim=True)
+        strongest = torch.where(strongest < torch.finfo(raw.dtype).tiny, 1.0, strongest)
+        return (raw / strongest).mean(1)
+
+    def _exact_power(self, frames: Tensor) -> Tensor:
+        """Power by librosa's arithmetic: float32 [n, bins] of frames [n, frame].
+
+        Outside of the bins in which pitches are looked for, only the greatest counts, and its last bit does not.
+        """
+        # librosa transforms in float64 and keeps complex64.
+        parts = torch.view_as_real(torch.fft.rfft(frames * self._exact_window)).float()
+        power = parts[..., 0].square() + parts[..., 1].square()
+        near = parts[..., self._tuning.bins, :]
+        # Squares of less are denormal, which takes a hundred times as long; no audible peak is that low.
+        power[..., self._tuning.bins] = _magnitude(near[..., 0].abs(), near[..., 1].abs()).clamp_(min=1e-18).square_()
+        return power
 
     def _mfcc(self, mel: Tensor) -> Tensor:
-        """Mean MFCC [batch, mfccs] of mel powers [batch, mels, frames]."""
-        decibel = 10.0 * torch.log10(mel.clamp(min=_POWER_FLOOR))
-        decibel = torch.maximum(decibel, decibel.amax((1, 2), keepdim=True) - _DYNAMIC_RANGE_DB)
+        """Mean MFCC [batch, mfccs] of mel powers [batch, frames, mels]."""
+        # The floors come before the logarithm, which is as well and saves two passes.
+        least = mel.amax((1, 2), keepdim=True).mul_(10.0 ** (-_DYNAMIC_RANGE_DB / 10.0)).clamp_(min=_POWER_FLOOR)
+        decibel = torch.maximum(mel, least).log10_().mean(1) * 10.0
         # The DCT is linear: that of the mean is the mean of the frames'.
-        return (decibel.mean(-1)[:, None, :] * self._dct).sum(-1)
+        return (decibel[:, None, :] * self._dct).sum(-1)
 
 
-def _magnitude(spectrum: Tensor) -> Tensor:
-    """The absolute values of a complex128 spectrum, rounded where numpy's are: float32, of the same shape.
+def _crossings(samples: Any) -> Any:
+    """Where the sign changes from one sample to the next, bool [batch, n - 1]; what is hardly anything is positive."""
+    negative = samples < -_ZERO
+    return negative[:, 1:] != negative[:, :-1]
+
+
+@functools.lru_cache(maxsize=64)
+def _coverage(samples: int, frame: int, hop: int, device: str) -> Tensor:
+    """In how many frames each sample but the first lies, the frames' own first samples aside: float32 [samples - 1]."""
+    starts = np.arange(1 + samples // hop) * hop - frame // 2
+    counts = np.zeros(samples + 1, np.int64)
+    np.add.at(counts, np.clip(starts + 1, 0, samples), 1)
+    np.add.at(counts, np.clip(starts + frame, 0, samples), -1)
+    return torch.from_numpy(counts.cumsum()[1:samples].astype(np.float32)).to(device)
+
+
+@functools.lru_cache(maxsize=2 * STEPS)
+def _chroma_weights(sample_rate: int, frame: int, chroma: int, tuning: float, device: str) -> Tensor:
+    """The chroma bank on a device, with columns of zeros to a whole vector's: float32 [1 + frame / 2, columns].
+
+    Twelve columns take half as long again as sixteen.
+    """
+    bank = chroma_bank(sample_rate, frame, chroma, tuning).T
+    columns = np.zeros((len(bank), -(-chroma // _COLUMNS) * _COLUMNS), np.float32)
+    columns[:, :chroma] = bank
+    return torch.from_numpy(columns).to(device)
+
+
+def _magnitude(real: Tensor, imaginary: Tensor) -> Tensor:
+    """The magnitudes of a complex64 spectrum, rounded where numpy's are: float32.
 
     The tuning estimate is a vote that often ends with a lead of one, so that a single pitch rounded to the other side
-    of a border moves all of the chroma. Hence the spectrum is first rounded to complex64, as librosa keeps it, and its
-    magnitude is the greater part times the root of one plus the parts' ratio squared, with one rounding for the sum,
-    as numpy computes it (``loops_unary_complex.dispatch.c.src``). With the plain root of the squares' sum, 4 clips in
-    1000 had another tuning than librosa's.
+    of a border moves all of the chroma. Hence the magnitude is the greater part times the root of one plus the parts'
+    ratio squared, with one rounding for the sum, as numpy computes it (``loops_unary_complex.dispatch.c.src``). With
+    the plain root of the squares' sum, 4 clips in 1000 had another tuning than librosa's.
+
+    Args:
+        real: absolute values, float32.
+        imaginary: absolute values, float32, of the same shape.
     """
-    parts = torch.view_as_real(spectrum).float().abs()
-    greater, less = parts.amax(-1), parts.amin(-1)
+    greater, less = torch.maximum(real, imaginary), torch.minimum(real, imaginary)
     ratio = torch.where(greater > 0.0, less / greater, 0.0)
     # Roots of float32 come from a vector library on some machines, which rounds the last bit either way.
     return (ratio.double().square() + 1.0).float().double().sqrt().float() * greater
-
-
-def _medians(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """The median of each group's values (of an even number, the mean of the middle two): float32 [groups].
-
-    Args:
-        values: [n].
-        group: int64 [n], ascending.
-        groups: how many there are; the median of an empty one is 0.
-    """
-    count = torch.bincount(group, minlength=groups)
-    if not len(values):
-        return values.new_zeros(groups)
-    first = count.cumsum(0) - count
-    order = values.argsort()
-    ordered = values[order][group[order].argsort(stable=True)]
-    middle = (first + (count - 1).clamp(min=0) // 2).clamp(max=len(values) - 1)
-    upper = (first + count // 2).clamp(max=len(values) - 1)
-    return torch.where(count > 0, (ordered[middle] + ordered[upper]) / 2.0, 0.0)

@@ -1,35 +1,37 @@
-"""``kubevox``: what a person does without a pipeline: ask the champion, serve it, check a configuration."""
+"""``kubevox``: what a person does without a pipeline.
+
+Ask the champion, serve it, compute features, check a configuration.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import kubevox
-from kubevox.errors import AudioError, KubevoxError, RegistryError
+from kubevox.cli.features import app as features_app
+from kubevox.cli.options import DEFAULT_CONFIG, SetOption, fail, load, read_recording
+from kubevox.errors import AudioError, ConfigError, KubevoxError, RegistryError
 
 if TYPE_CHECKING:
-    from kubevox.config import Config
     from kubevox.registry import ModelVersion
 
 __all__ = ["main"]
 
 app = typer.Typer(
-    help="Speech classification on Kubeflow: ask the champion, serve it, check a configuration.\n\n"
+    help="Speech classification on Kubeflow: ask the champion, serve it, compute features, check a configuration.\n\n"
     "Models are trained by `make run` (python -m pipelines run).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(features_app, name="features")
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration of the run that trained the champion.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one value, such as train.epochs=5; can be repeated.")
-]
 BundleOption = Annotated[
     str | None, typer.Option("--bundle", help="A bundle's URI to use in place of the registry's champion.")
 ]
@@ -38,7 +40,7 @@ BundleOption = Annotated[
 @app.command()
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Recordings: WAV, FLAC, Ogg or MP3.", show_default=False)],
-    config: ConfigOption = Path("configs/emotion.yaml"),
+    config: ConfigOption = DEFAULT_CONFIG,
     set_: SetOption = None,
     bundle: BundleOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a recording.")] = False,
@@ -55,7 +57,7 @@ def predict(
     failures = 0
     for file in files:
         try:
-            waveform, _ = decode(_read(file), model.spec.limits, str(file))
+            waveform, _ = decode(read_recording(file, model.spec.limits), model.spec.limits, str(file))
             row = model.predict([waveform])[0]
         except AudioError as error:
             message = str(error) if str(file) in str(error) else f"{file}: {error}"
@@ -75,7 +77,7 @@ def predict(
 
 @app.command()
 def serve(
-    config: ConfigOption = Path("configs/emotion.yaml"),
+    config: ConfigOption = DEFAULT_CONFIG,
     set_: SetOption = None,
     bundle: BundleOption = None,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
@@ -99,7 +101,7 @@ def config_(
     set_: SetOption = None,
 ) -> None:
     """Check a configuration and print it whole, with overrides and defaults filled in."""
-    settings = _load(file, set_)
+    settings = load(file, set_)
     import yaml
 
     from kubevox.data.corpora import open_corpus
@@ -108,7 +110,7 @@ def config_(
         try:
             open_corpus(source, str(file))
         except KubevoxError as error:
-            _fail(error, 2)
+            fail(error, 2)
 
     print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
 
@@ -123,20 +125,11 @@ def _root(
         sys.exit(0)
 
 
-def _load(file: Path, overrides: list[str] | None) -> Config:
-    from kubevox.config import load_config
-
-    try:
-        return load_config(file, overrides or [])
-    except KubevoxError as error:
-        _fail(error, 2)
-
-
 def _resolve(config: Path, overrides: list[str] | None, bundle: str | None) -> tuple[str, ModelVersion | None]:
     """The bundle to use, and its registered version where the registry was asked."""
     if bundle is not None:
         return bundle, None
-    settings = _load(config, overrides)
+    settings = load(config, overrides)
     tracking = settings.tracking.uri
     champion = None
     # MLflow would make the database where there is none, and take its time over it.
@@ -151,25 +144,9 @@ def _resolve(config: Path, overrides: list[str] | None, bundle: str | None) -> t
     return champion.bundle_uri, champion
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise AudioError("unreadable", f"{file}: {error.strerror or error}") from None
-
-
-def _fail(error: KubevoxError, code: int = 1) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(code)
-
-
 def main() -> None:
     """Run the command line; a user's error is one line on standard error."""
     try:
         app(prog_name="kubevox")
     except KubevoxError as error:
-        _fail(error)
-
-
-if __name__ == "__main__":
-    main()
+        fail(error, 2 if isinstance(error, ConfigError) else 1)
