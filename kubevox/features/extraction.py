@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import itertools
 import multiprocessing
 import os
@@ -42,7 +43,7 @@ Target = tuple[FrontendConfig, RecipeConfig]
 Values = npt.NDArray[np.float32]
 
 # Recordings a chunk: on a CPU enough for a chunk's small operations to cost little each, on a GPU enough to fill it.
-_CPU_CHUNK, _GPU_CHUNK = 24, 256
+_CPU_CHUNK, _GPU_CHUNK = 48, 256
 
 
 @dataclass(frozen=True)
@@ -333,6 +334,7 @@ def _adopt(extractor: Extractor) -> None:
     """Begin a forked worker's life: it has its parent's frontends already."""
     global _adopted
     _adopted = extractor
+    gc.freeze()  # what is inherited is neither looked through nor, by that, copied
     _one_thread_each()
 
 

@@ -77,9 +77,9 @@ def _through_spectrum(samples: Tensor, length: int, to_length: int, response: Te
     # other last bits.
     blocks = []
     for rows in samples.split(_ROWS):
-        padded = functional.pad(rows, (0, 0, 0, _ROWS - len(rows)))
-        blocks.append(_transform(padded, length, to_length, response)[: len(rows)])
-    return torch.cat(blocks)
+        block = rows if len(rows) == _ROWS else functional.pad(rows, (0, 0, 0, _ROWS - len(rows)))
+        blocks.append(_transform(block, length, to_length, response)[: len(rows)])
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def _transform(samples: Tensor, length: int, to_length: int, response: Tensor) -> Tensor:

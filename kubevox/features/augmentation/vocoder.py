@@ -51,7 +51,7 @@ def shift_pitch(
     for clips in samples.split(_clips_at_once(samples)):
         stretched = torch.cat([_stretch(pair, rate, powers, bins) for pair in clips.split(_CACHED_CLIPS)])
         shifted.append(resample_by(stretched, rate, n))
-    return functional.pad(torch.cat(shifted), (0, n - shifted[0].shape[-1]))
+    return _fit(torch.cat(shifted), n)
 
 
 def stretch_time(
@@ -88,8 +88,8 @@ def _stretch(samples: Tensor, rate: float, powers: list[Tensor] | None, bins: in
     gain = more.index_select(1, place).mul_(share[:, None]).add_(1.0)
     if len(turned):
         gain = _turns(spectrum, power, turned, rate > 1.0).index_select(1, turns).mul_(gain)
-    # Above the bins that are looked at there is nothing.
-    stretched = torch.zeros(len(samples), len(place), FRAME // 2 + 1, dtype=spectrum.dtype, device=samples.device)
+    stretched = torch.empty(len(samples), len(place), FRAME // 2 + 1, dtype=spectrum.dtype, device=samples.device)
+    stretched[..., bins:] = 0.0  # above the bins that are looked at there is nothing
     torch.mul(spectrum.index_select(1, place), gain, out=stretched[..., :bins])
     return _overlap_add(torch.fft.irfft(stretched, FRAME), window, round(n / rate))
 
@@ -159,7 +159,13 @@ def _overlap_add(frames: Tensor, window: Tensor, n: int) -> Tensor:
     summed = summed.reshape(batch, -1)[:, frame // 2 :]
     level = _window_level(count, str(frames.device))
     n_there = min(n, summed.shape[1])
-    return functional.pad(summed[:, :n_there] / level[:n_there], (0, n - n_there))
+    return _fit(summed[:, :n_there] / level[:n_there], n)
+
+
+def _fit(samples: Tensor, n: int) -> Tensor:
+    """Samples [batch, m] followed by silence up to n."""
+    missing = n - samples.shape[-1]
+    return functional.pad(samples, (0, missing)) if missing else samples  # padding by nothing copies
 
 
 @functools.lru_cache(maxsize=256)

@@ -29,8 +29,8 @@ __all__ = ["Statistics"]
 _POWER_FLOOR = 1e-10  # core.power_to_db, amin
 _DYNAMIC_RANGE_DB = 80.0  # core.power_to_db, top_db
 _ZERO = 1e-10  # core.zero_crossings, threshold
-# Recordings whose frames, spectra and powers (2.5 MB each) are in a CPU's cache together; more and fewer were slower.
-_CACHED_CLIPS = 4
+# Recordings whose frames, spectra and powers (2.2 MB each) a CPU's caches hold; with all cores at work more were slower.
+_CACHED_CLIPS = 2
 _COLUMNS = 16  # of a matrix that fill a CPU's vector
 
 
