@@ -87,15 +87,17 @@ def compile_(
 ) -> None:
     """Compile the pipeline to the YAML that Kubeflow Pipelines takes.
 
-    Images are fixed here: $KUBEVOX_IMAGE names the one that every step runs in.
+    Images and accelerators are fixed here: $KUBEVOX_IMAGE names the image that every step runs in, and with
+    `--set features.device=cuda` each extract-features task requests a GPU.
     """
     settings = _load(config, set_, corpora) if config else None
     from kfp import compiler
 
-    from pipelines.training import arguments, training_pipeline
+    from pipelines.training import arguments, build_pipeline
 
     values = arguments(settings, settings.store, settings.tracking.uri) if settings else None
-    compiler.Compiler().compile(training_pipeline, str(output), pipeline_parameters=values)
+    pipeline = build_pipeline(features_on_gpu=settings is not None and settings.features.device == "cuda")
+    compiler.Compiler().compile(pipeline, str(output), pipeline_parameters=values)
     print(f"wrote {output}", file=sys.stderr)
 
 

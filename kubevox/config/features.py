@@ -85,6 +85,11 @@ class StatisticsConfig(_Frontend):
     mfccs: PositiveInt = 128
     chroma: PositiveInt = 12
 
+    @property
+    def minimum_samples(self) -> int:
+        """A frame, and at least a tenth of a second: a mean over less says nothing of a recording."""
+        return max(self.frame, -(-self.sample_rate // 10))
+
     @model_validator(mode="after")
     def _no_more_mfccs_than_mels(self) -> StatisticsConfig:
         if self.mfccs > self.mels:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,25 +61,32 @@ class Chance:
             stream: those of different streams are independent.
         """
         half = (samples + 1) // 2
-        counter: Any = np.arange(half, dtype=np.uint32)
+        keys = [hashlib.sha256(digest + b"normal" + stream.to_bytes(2, "big")).digest() for digest in self._digests]
+        words = np.array([struct.unpack(">II", key[:8]) for key in keys], np.uint32)
+        counter = np.arange(half, dtype=np.uint32)
+        rows = torch.empty(len(words), 2 * half, device=device)
         if device.type != "cpu":
-            counter = torch.from_numpy(counter.view(np.int32)).to(device)
-        rows = torch.empty(len(self._digests), 2 * half, device=device)
+            on_device = torch.from_numpy(counter.view(np.int32)).to(device)
+            first, second = torch.from_numpy(words.view(np.int32)).to(device).split(1, dim=1)
+            _normal_pairs(_hash(on_device, first, second), rows[:, :half], rows[:, half:])
+            return rows[:, :samples]
         # A row at a time: on a CPU the last bits of vectorised functions may depend on where in memory a row begins.
-        for digest, row in zip(self._digests, rows, strict=True):
-            key = hashlib.sha256(digest + b"normal" + stream.to_bytes(2, "big")).digest()
-            bits = _hash(counter, int.from_bytes(key[:4], "big"), int.from_bytes(key[4:8], "big"))
-            if isinstance(bits, np.ndarray):
-                bits = torch.from_numpy(bits.view(np.int32))
-            # Neither 0 nor 1, but all 65536 numbers between that are as far apart.
-            radius = (bits & 0xFFFF).to(torch.float32).add_(0.5).mul_(2.0**-16).log_().mul_(-2.0).sqrt_()
-            angle = (bits >> 16).to(torch.float32).mul_(2.0 * math.pi * 2.0**-16)
-            torch.mul(angle.cos(), radius, out=row[:half])
-            torch.mul(angle.sin_(), radius, out=row[half:])
+        for (first, second), row in zip(words, rows, strict=True):
+            bits = torch.from_numpy(_hash(counter, first, second).view(np.int32))
+            _normal_pairs(bits, row[:half], row[half:])
         return rows[:, :samples]
 
 
-def _hash(counter: Any, first: int, second: int) -> Any:
+def _normal_pairs(bits: Tensor, cosines: Tensor, sines: Tensor) -> None:
+    """Fill two tensors with normal deviates out of as many times 32 bits, int32."""
+    # Neither 0 nor 1, but all 65536 numbers between that are as far apart.
+    radius = (bits & 0xFFFF).to(torch.float32).add_(0.5).mul_(2.0**-16).log_().mul_(-2.0).sqrt_()
+    angle = (bits >> 16).to(torch.float32).mul_(2.0 * math.pi * 2.0**-16)
+    torch.mul(angle.cos(), radius, out=cosines)
+    torch.mul(angle.sin_(), radius, out=sines)
+
+
+def _hash(counter: Any, first: Any, second: Any) -> Any:
     """32 bits for each counter: a keyed bijection that changes half of the bits when one changes.
 
     The rounds and constants are C. Wellons' ``lowbias32`` ("Prospecting for hash functions", 2018); the key's first
@@ -86,15 +94,15 @@ def _hash(counter: Any, first: int, second: int) -> Any:
 
     Args:
         counter: uint32 [n], an array; or int32 [n], a tensor on whose device the same bits come out.
-        first: the key's first word.
+        first: the key's first word, of the same type; as a tensor one for each row, [batch, 1].
         second: its second.
     """
-    x = counter + _word(counter, first)
+    x = counter + first
     x ^= _shifted(x, 16)
-    x *= _word(counter, 0x7FEB352D)
+    x *= _word(x, 0x7FEB352D)
     x ^= _shifted(x, 15)
-    x += _word(counter, second)
-    x *= _word(counter, 0x846CA68B)
+    x += second
+    x *= _word(x, 0x846CA68B)
     x ^= _shifted(x, 16)
     return x
 

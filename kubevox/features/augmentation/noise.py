@@ -25,4 +25,9 @@ def white_noise(samples: Tensor, recipe: NoiseRecipe, chance: Chance, sample_rat
 def roll(samples: Tensor, recipe: ShiftRecipe, chance: Chance, sample_rate: int) -> Tensor:
     """Rotate each recording by a whole number of samples, up to ``max_samples`` either way, as ``numpy.roll`` does."""
     shifts = [drawn - recipe.max_samples for drawn in chance.integer(0, 2 * recipe.max_samples + 1)]
-    return torch.stack([row.roll(shift) for row, shift in zip(samples, shifts, strict=True)])
+    if samples.device.type == "cpu":
+        return torch.stack([row.roll(shift) for row, shift in zip(samples, shifts, strict=True)])
+    places = (
+        torch.arange(samples.shape[-1], device=samples.device) - torch.tensor(shifts, device=samples.device)[:, None]
+    )
+    return samples.gather(1, places.remainder_(samples.shape[-1]))

@@ -149,7 +149,7 @@ class Frontend(ABC):
             float32 [batch, *shape], on the same device; rounded to float16 where that is how they are stored.
         """
         compute = self._augmented_features if augmented else self._features
-        with torch.inference_mode():
+        with torch.no_grad():
             if samples.device.type != "cpu":
                 values = compute(samples)
             else:

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kubevox.config import LogMelConfig
-from kubevox.data.audio import Waveform
-from kubevox.features.frontends.base import Frontend, Samples, _fit
+from kubevox.features.frontends.base import Frontend
 from kubevox.features.frontends.fbank import (
     htk_mel_bank,
     kaldi_frames,
@@ -50,7 +49,7 @@ class LogMel(Frontend):
 
     def __init__(self, config: LogMelConfig, device: str = "cpu") -> None:
         super().__init__(config, device)
-        self._samples = round(config.duration_s * config.sample_rate)
+        self.fixed_samples = round(config.duration_s * config.sample_rate)
         self._fft = next_power_of_two(config.frame) if config.convention == "kaldi" else config.frame
         window, bank = _window_and_bank(config, self._fft)
         self._window = torch.from_numpy(window.astype(np.float32)).to(self.device)
@@ -61,10 +60,6 @@ class LogMel(Frontend):
     def feature_names(self) -> list[str]:
         """``band_0`` (the lowest) and so on."""
         return [f"band_{index}" for index in range(self.config.mels)]
-
-    def prepare(self, waveform: Waveform) -> Samples:
-        """As :meth:`Frontend.prepare`, followed by silence up to ``duration_s``: float32 [duration_s * sample_rate]."""
-        return _fit(super().prepare(waveform), self._samples)
 
     def _features(self, samples: Tensor) -> Tensor:
         power = self._bands(frame_power(self._frames(samples), self._window))

@@ -29,7 +29,8 @@ __all__ = ["Statistics"]
 _POWER_FLOOR = 1e-10  # core.power_to_db, amin
 _DYNAMIC_RANGE_DB = 80.0  # core.power_to_db, top_db
 _ZERO = 1e-10  # core.zero_crossings, threshold
-# Recordings whose frames, spectra and powers (2.2 MB each) a CPU's caches hold; with all cores at work more were slower.
+# Recordings whose frames, spectra and powers (2.2 MB each) are in a CPU's caches; with all cores at work more were
+# slower.
 _CACHED_CLIPS = 2
 _COLUMNS = 16  # of a matrix that fill a CPU's vector
 
@@ -108,7 +109,7 @@ class Statistics(Frontend):
 
     def of_powers(self, samples: Tensor, powers: list[Tensor]) -> Tensor:
         """The features of samples whose frames' powers are there already: the same bits."""
-        with torch.inference_mode(), one_thread():
+        with torch.no_grad(), one_thread():
             return self._rounded(self._features(samples, powers))
 
     def _zero_crossing_rate(self, samples: Tensor) -> Tensor:
@@ -156,15 +157,27 @@ class Statistics(Frontend):
             return self._exact_power(framed(samples, config.frame, config.hop)[rows // count, rows % count])
 
         steps = self._tuning(pitched, len(clips), count, None if samples is None else exact_power)
-        raw = powers[0].new_empty(len(clips), count, -(-config.chroma // _COLUMNS) * _COLUMNS)
-        for clip, out, step in zip(clips, raw, steps.tolist(), strict=True):
-            tuning = float(self._tunings[step])
-            weights = _chroma_weights(config.sample_rate, config.frame, config.chroma, tuning, str(clip.device))
-            torch.mm(clip, weights, out=out)
+        raw = self._pitch_classes(clips, steps) if steps.device.type == "cpu" else self._at_once(powers, steps)
         raw = raw[..., : config.chroma]
         strongest = raw.amax(-1, keepdim=True)
         strongest = torch.where(strongest < torch.finfo(raw.dtype).tiny, 1.0, strongest)
         return (raw / strongest).mean(1)
+
+    def _pitch_classes(self, clips: list[Tensor], steps: Tensor) -> Tensor:
+        """Power in each pitch class, recording by recording: float32 [recordings, frames, columns]."""
+        config = self.config
+        raw = clips[0].new_empty(len(clips), len(clips[0]), -(-config.chroma // _COLUMNS) * _COLUMNS)
+        for clip, out, step in zip(clips, raw, steps.tolist(), strict=True):
+            tuning = float(self._tunings[step])
+            weights = _chroma_weights(config.sample_rate, config.frame, config.chroma, tuning, str(clip.device))
+            torch.mm(clip, weights, out=out)
+        return raw
+
+    def _at_once(self, powers: list[Tensor], steps: Tensor) -> Tensor:
+        """The same in one product, which a GPU takes no longer for than for one recording."""
+        config, device = self.config, str(steps.device)
+        banks = _chroma_banks(config.sample_rate, config.frame, config.chroma, device)
+        return torch.bmm(torch.cat(powers), banks.index_select(0, steps))
 
     def _exact_power(self, frames: Tensor) -> Tensor:
         """Power by librosa's arithmetic: float32 [n, bins] of frames [n, frame].
@@ -214,6 +227,13 @@ def _chroma_weights(sample_rate: int, frame: int, chroma: int, tuning: float, de
     columns = np.zeros((len(bank), -(-chroma // _COLUMNS) * _COLUMNS), np.float32)
     columns[:, :chroma] = bank
     return torch.from_numpy(columns).to(device)
+
+
+@functools.lru_cache(maxsize=4)
+def _chroma_banks(sample_rate: int, frame: int, chroma: int, device: str) -> Tensor:
+    """The banks of all tunings: float32 [STEPS, 1 + frame / 2, columns]."""
+    tunings = np.linspace(-0.5, 0.5, STEPS + 1)[:STEPS].tolist()
+    return torch.stack([_chroma_weights(sample_rate, frame, chroma, tuning, device) for tuning in tunings])
 
 
 def _magnitude(real: Tensor, imaginary: Tensor) -> Tensor:
