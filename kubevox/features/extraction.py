@@ -14,6 +14,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -129,8 +130,8 @@ class Extractor:
         self._chunk = batch_size or (_GPU_CHUNK if on_gpu else _CPU_CHUNK)
         self._workers = workers or _cores()
         self._collect = collect_failures
-        can_fork = "fork" in multiprocessing.get_all_start_methods()
-        self._forks = not on_gpu and self._workers > 1 and can_fork
+        # Elsewhere a fork is not there, or not safe.
+        self._forks = not on_gpu and self._workers > 1 and sys.platform == "linux"
         self._executor: Executor | None = None
 
     def __enter__(self) -> Extractor:

@@ -21,6 +21,7 @@ from kubevox.config import AudioLimits, FeaturesConfig, ModelConfig, SpecAugment
 from kubevox.data.splits import Split, load_split
 from kubevox.errors import TrainingError
 from kubevox.evaluation.metrics import confusion_matrix, uar
+from kubevox.features.augmentation import recipe_version
 from kubevox.features.blocks import load_features
 from kubevox.features.frontends import feature_shape, frontend_version
 from kubevox.features.pins import identity, pinned
@@ -87,7 +88,10 @@ def training_key(
     return content_hash(
         [_FORMAT, split.hash],
         [frontend_version(frontend), content_hash(identity(frontend))],
-        [[content_hash(identity(pinned(features.recipes[name]))) for name in model.recipes]],
+        [
+            [recipe_version(features.recipes[name]), content_hash(identity(pinned(features.recipes[name])))]
+            for name in model.recipes
+        ],
         [model.digest(), config.model_copy(update={"device": "auto", "threads": None}).digest()],
         limits.digest(),
     )
