@@ -33,7 +33,7 @@ from kubevox.features.augmentation import augment_all, transforms, vocoder
 from kubevox.features.frontends import Frontend, build_frontend
 from kubevox.features.frontends.statistics import Statistics
 from kubevox.features.resampling import resample
-from kubevox.features.runtime import keep_freed_memory
+from kubevox.features.runtime import die_with, keep_freed_memory
 
 if TYPE_CHECKING:
     from kubevox.features.frontends.ssl import Ssl
@@ -199,7 +199,7 @@ class Extractor:
         if self._forks:
             for frontend in self.frontends.values():
                 frontend.warm_up()  # once here, not once in each child
-            return ProcessPoolExecutor(self._workers, multiprocessing.get_context("fork"), _adopt, (self,))
+            return ProcessPoolExecutor(self._workers, multiprocessing.get_context("fork"), _adopt, (self, os.getpid()))
         return ThreadPoolExecutor(self._workers, "kubevox-features", _one_thread_each)
 
     def _from_bytes(self, chunk: list[Source]) -> Extracted:
@@ -331,8 +331,9 @@ def _encoded(frontend: Ssl, groups: Sequence[tuple[list[int], Tensor]]) -> tuple
 _adopted: Extractor | None = None
 
 
-def _adopt(extractor: Extractor) -> None:
+def _adopt(extractor: Extractor, parent: int) -> None:
     """Begin a forked worker's life: it has its parent's frontends already."""
+    die_with(parent)
     global _adopted
     _adopted = extractor
     gc.freeze()  # what is inherited is neither looked through nor, by that, copied

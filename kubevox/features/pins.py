@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kubevox import storage
 from kubevox.config import BackgroundRecipe, ChainRecipe, ReverbRecipe, Section, SslConfig
 from kubevox.errors import ConfigError, StorageError
-from kubevox.progress import ProgressBar
+from kubevox.features.content import files_hash
 
-__all__ = ["files_hash", "identity", "pinned", "recordings_in"]
+__all__ = ["identity", "pinned", "recordings_in"]
 
 _S = TypeVar("_S", bound=Section)
 
 # Keys that say where something lies, next to a `sha256` that says what it is.
 _PLACES = frozenset({"corpus", "model", "responses", "revision"})
 _AUDIO = frozenset({".flac", ".mp3", ".ogg", ".wav"})
-_CHUNK = 1 << 20
-_WORTH_A_BAR = 1 << 28  # bytes; about a second of hashing
-
-# What was hashed in this process, by (name, size, mtime) of its files: a process asks for the same pin many times.
-_hashed: dict[tuple[str, tuple[tuple[str, int, int], ...]], str] = {}
 
 
 def identity(section: Section) -> Any:
@@ -74,41 +67,6 @@ def recordings_in(folder: str | Path, key: str = "folder") -> list[Path]:
     if not found:
         raise ConfigError(f"{key} {str(folder)!r}: no recordings (.wav, .flac, .ogg, .mp3) in this folder")
     return found
-
-
-def files_hash(root: Path, files: Sequence[Path]) -> str:
-    """SHA-256, in hex, over the files' names within ``root``, their sizes and their bytes, in the order given.
-
-    Computed once a process for files of the same names, sizes and times of change.
-    """
-    names = [path.relative_to(root).as_posix() for path in files]
-    states = [path.stat() for path in files]
-    key = (
-        str(root.resolve()),
-        tuple((name, state.st_size, state.st_mtime_ns) for name, state in zip(names, states, strict=True)),
-    )
-    if key not in _hashed:
-        total = sum(state.st_size for state in states)
-        if total < _WORTH_A_BAR:
-            _hashed[key] = _hash(names, files, None)
-        else:
-            with ProgressBar(f"hashing {root.name}", total // _CHUNK, "MiB") as bar:
-                _hashed[key] = _hash(names, files, bar)
-    return _hashed[key]
-
-
-def _hash(names: Sequence[str], files: Sequence[Path], bar: ProgressBar | None) -> str:
-    digest = hashlib.sha256()
-    for name, path in zip(names, files, strict=True):
-        # Each part is preceded by its length: no two lists of files share a hash by running together.
-        digest.update(len(name.encode()).to_bytes(8, "big") + name.encode())
-        with path.open("rb") as file:
-            digest.update(path.stat().st_size.to_bytes(8, "big"))
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                if bar is not None:
-                    bar.update()
-    return digest.hexdigest()
 
 
 def _recordings_hash(key: str, folder: str, given: str | None) -> str:

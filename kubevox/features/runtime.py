@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import signal
 import sys
 from collections.abc import Iterator
 
-__all__ = ["keep_freed_memory", "one_thread"]
+__all__ = ["die_with", "keep_freed_memory", "one_thread"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def keep_freed_memory() -> None:
@@ -25,6 +28,20 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(_M_TRIM_THRESHOLD, 256 << 20)
         library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+
+
+def die_with(parent: int) -> None:
+    """Have the system end this process when its parent is gone, however that ended.
+
+    A worker that waits for work would not notice: its siblings hold the other end of the pipe open.
+
+    Args:
+        parent: the parent's process id.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was gone before that was said
+        os._exit(1)
 
 
 @contextlib.contextmanager

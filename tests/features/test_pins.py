@@ -19,7 +19,8 @@ from kubevox.config import (
     StretchRecipe,
 )
 from kubevox.errors import ConfigError
-from kubevox.features.pins import files_hash, identity, pinned, recordings_in
+from kubevox.features.content import files_hash
+from kubevox.features.pins import identity, pinned, recordings_in
 
 RECIPES: dict[str, Callable[..., RecipeConfig]] = {
     "corpus": lambda folder, **more: BackgroundRecipe(corpus=str(folder), **more),

@@ -108,7 +108,7 @@ def encoder_hash(folder: Path) -> str:
     Raises:
         ConfigError: as :func:`encoder_files`.
     """
-    from kubevox.features.pins import files_hash
+    from kubevox.features.content import files_hash
 
     return files_hash(folder, encoder_files(folder))
 
