@@ -54,7 +54,7 @@ class Source:
     Attributes:
         id: the utterance's id; recipes draw by it. None: its waveform's, computed once that is decoded.
         name: what the recording is called in errors.
-        decode: gives its canonical waveform; called in a worker.
+        decode: gives its canonical waveform; called in a worker process, so it must be picklable.
         targets: the frontends and recipes wanted of it.
     """
 
@@ -352,7 +352,7 @@ def _chunks(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
 
 
 def _named(name: str, message: str) -> str:
-    return message if message.startswith(name) else f"{name}: {message}"
+    return message if message.startswith(f"{name}:") else f"{name}: {message}"
 
 
 def _one_thread_each() -> None:

@@ -32,7 +32,7 @@ def resample(samples: Tensor, rate: int, to_rate: int) -> Tensor:
     """Resample by the ratio of two rates with soxr's HQ filter.
 
     The filter's frequency response is read off soxr once for each pair of rates; what is left of the difference is
-    float32's rounding (below 1e-5 of full scale).
+    float32's rounding (below 1e-5 of full scale), but for the first three samples, where soxr starts up.
 
     Args:
         samples: float32 [batch, n].

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubevox.config import AudioLimits
-from kubevox.data.audio import Waveform, canonical, decode, encode_flac
+from kubevox.data import audio
+from kubevox.data.audio import Waveform, canonical, decode, decode_stored, encode_flac
 from kubevox.errors import AudioError
 
 LIMITS = AudioLimits()
@@ -234,6 +235,150 @@ def test_a_wav_streamed_with_an_open_size_is_taken():
     expected = decode(bytes(whole), LIMITS)[0].id
     whole[4:8] = whole[40:44] = b"\xff\xff\xff\xff"
     assert decode(bytes(whole), LIMITS)[0].id == expected
+
+
+def chunked(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A WAV of these chunks, those of odd sizes padded."""
+    body = b"".join(name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for name, data in chunks)
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body
+
+
+def form_of(bits: int, channels: int, rate: int, tag: int = 1) -> bytes:
+    align = channels * bits // 8
+    return struct.pack("<HHIIHH", tag, channels, rate, rate * align, align, bits)
+
+
+def through_libsndfile(data: bytes, limits: AudioLimits = LIMITS) -> tuple:
+    """What becomes of the bytes where libsndfile reads all WAVs, and of its refusals."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audio, "_plain_wav", lambda data, name: None)
+        return outcome(data, limits)
+
+
+def outcome(data: bytes, limits: AudioLimits = LIMITS) -> tuple:
+    try:
+        waveform, info = decode(data, limits, "clip")
+    except AudioError as error:
+        return error.reason, str(error)
+    assert waveform.pcm.dtype == np.int32
+    return waveform.sample_rate, waveform.pcm.tolist(), info
+
+
+other_chunks = st.lists(
+    st.tuples(st.sampled_from([b"LIST", b"bext", b"junk", b"fact"]), st.binary(min_size=4, max_size=9)), max_size=3
+)
+
+
+@settings(max_examples=200)
+@given(
+    content=st.binary(min_size=1, max_size=200),
+    bits=st.sampled_from([16, 24]),
+    channels=st.integers(1, 9),
+    rate=rates | st.sampled_from([1_000, 200_000, 65_537]),
+    longer_form=st.booleans(),
+    before=other_chunks,
+    after=other_chunks,
+    most=st.sampled_from([10, 60 * 8_000]),
+)
+def test_a_plain_wav_is_read_as_libsndfile_reads_it(
+    content: bytes,
+    bits: int,
+    channels: int,
+    rate: int,
+    longer_form: bool,
+    before: list[tuple[bytes, bytes]],
+    after: list[tuple[bytes, bytes]],
+    most: int,
+) -> None:
+    form = form_of(bits, channels, rate) + (b"\0\0" if longer_form else b"")
+    # A last frame that is not whole is not one.
+    data = chunked(*before, (b"fmt ", form), *before, (b"data", content), *after)
+    limits = AudioLimits(min_duration_s=1e-5, max_duration_s=(most + 0.5) / rate)
+    assert outcome(data, limits) == through_libsndfile(data, limits)
+    whole = len(content) // (channels * bits // 8)
+    if 0 < whole <= most and 8_000 <= rate <= 96_000 and rate != 65_537 and channels <= 8:
+        assert len(decode(data, limits)[0].pcm) == whole
+
+
+@given(st.integers(1, 3), st.sampled_from([16, 24]), st.data())
+def test_a_plain_wav_is_not_given_to_libsndfile(channels: int, bits: int, data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.integers(-(1 << (bits - 1)), (1 << (bits - 1)) - 1), min_size=channels, max_size=40))
+    values = values[: len(values) // channels * channels]
+    content = b"".join(value.to_bytes(bits // 8, "little", signed=True) for value in values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(audio.soundfile, "SoundFile")
+        waveform, info = decode(chunked((b"fmt ", form_of(bits, channels, 16_000)), (b"data", content)), LIMITS)
+    expected = np.rint(np.reshape(values, (-1, channels)).mean(axis=1) * 2.0 ** (24 - bits))
+    assert np.array_equal(waveform.pcm, expected)
+    assert (info.format, info.subtype, info.channels, info.sample_rate) == ("WAV", f"PCM_{bits}", channels, 16_000)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_what_is_no_plain_wav_goes_to_libsndfile(subtype: str, channels: int) -> None:
+    extensible = encoded(noise(500, channels), form="WAVEX", subtype=subtype)
+    assert struct.unpack("<H", extensible[20:22]) == (0xFFFE,)
+    assert audio._plain_wav(extensible, "clip") is None
+    for form, other in (("WAV", "PCM_U8"), ("WAV", "PCM_32"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("RF64", subtype)):
+        assert audio._plain_wav(encoded(noise(500, channels), form=form, subtype=other), "clip") is None
+    plain = encoded(noise(500, channels), subtype=subtype)
+    assert decode(extensible, LIMITS)[0].id == decode(plain, LIMITS)[0].id
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFF00, 0xFFFFFFFF])
+@pytest.mark.parametrize("bits", [16, 24])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_wav_whose_size_was_left_open_is_read_to_its_end(size: int, bits: int, channels: int) -> None:
+    content = np.random.default_rng(0).integers(0, 256, 600 * channels, np.uint8).tobytes()
+    whole = chunked((b"fmt ", form_of(bits, channels, 16_000)), (b"data", content))
+    opened = whole[:40] + struct.pack("<I", size) + whole[44:]
+    assert outcome(opened) == through_libsndfile(opened)
+    if size:
+        assert decode(opened, LIMITS)[0].id == decode(whole, LIMITS)[0].id
+
+
+@settings(max_examples=60)
+@given(
+    missing=st.integers(1, 300),
+    bits=st.sampled_from([16, 24]),
+    channels=st.integers(1, 2),
+    before=other_chunks,
+)
+def test_a_plain_wav_that_is_cut_is_refused(
+    missing: int, bits: int, channels: int, before: list[tuple[bytes, bytes]]
+) -> None:
+    whole = chunked(*before, (b"fmt ", form_of(bits, channels, 16_000)), (b"data", bytes(300)))
+    error = refusal(whole[:-missing])
+    assert (error.reason, f"promises 300 bytes of samples, {300 - missing} are there" in str(error)) == (
+        "truncated",
+        True,
+    )
+
+
+@pytest.mark.parametrize("form", [b"", form_of(16, 1, 16_000)[:14], form_of(16, 0, 16_000), form_of(12, 1, 16_000)])
+def test_a_wav_whose_format_makes_no_sense_is_refused_by_libsndfile_or_read_by_it(form: bytes) -> None:
+    data = chunked((b"fmt ", form), (b"data", bytes(100)))
+    assert audio._plain_wav(data, "clip") is None
+    assert outcome(data) == through_libsndfile(data)
+    data = chunked((b"data", bytes(100)), (b"fmt ", form_of(16, 1, 16_000)))  # the other way round
+    assert outcome(data) == through_libsndfile(data)
+
+
+@given(pcm24 | pcm16, rates)
+def test_what_is_stored_is_decoded_to_the_same_waveform(pcm: list[int], rate: int) -> None:
+    waveform = Waveform(np.array(pcm, np.int32), rate)
+    again = decode_stored(encode_flac(waveform), "clip")
+    assert again.pcm.dtype == np.int32
+    assert (again.sample_rate, again.pcm.tolist(), again.id) == (rate, pcm, waveform.id)
+
+
+@settings(max_examples=30)
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_stored_audio_that_is_cut_is_damaged(share: float) -> None:
+    whole = encoded(noise(20_000), form="FLAC")
+    with pytest.raises(AudioError, match=r"^clip: its stored audio is damaged") as caught:
+        decode_stored(whole[: int(share * len(whole))], "clip")
+    assert caught.value.reason == "damaged"
 
 
 SEEDS = [

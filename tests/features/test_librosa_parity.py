@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 import soundfile
 from generated_speech import recording, speech_like
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kubevox.config import AudioLimits, LogMelConfig, StatisticsConfig
 from kubevox.data.audio import Waveform, canonical, decode
+from kubevox.errors import AudioError
 from kubevox.features import build_frontend, features_of
+from kubevox.models.bundle import load_bundle
+from tests.tiny import CNN1D, Tiny, untrained_bundle
 
 CONFIG = StatisticsConfig()
 
@@ -76,6 +81,54 @@ def test_chroma_follows_the_tuning_as_librosas_does(benchmark: ModuleType, cents
 )
 def test_odd_recordings_have_the_statistics_of_librosa(benchmark: ModuleType, samples: np.ndarray) -> None:
     assert_parity(benchmark, canonical(samples, 22_050))
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> Waveform:
+    """Stretches of tones, noise, clicks, speech and silence, some of them together, from 0.9 to 3.6 s."""
+    rate = draw(st.sampled_from([8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000]))
+    total = round(draw(st.floats(CONFIG.offset_s + 0.3, 3.6)) * rate)
+    chance = np.random.default_rng(draw(st.integers(0, 1 << 20)))
+    time = np.arange(total) / rate
+    samples = np.zeros(total)
+    for kind in draw(st.lists(st.sampled_from(["tones", "noise", "clicks", "speech"]), max_size=3)):
+        if kind == "tones":
+            notes = chance.uniform(60, min(5_000, rate / 2), 4)
+            part = sum(np.sin(2 * np.pi * note * time + chance.uniform(0, 6)) for note in notes) / 4
+        elif kind == "noise":
+            part = chance.standard_normal(total) / 4
+        elif kind == "clicks":
+            part = (chance.random(total) < 5 / rate) * chance.choice([-1.0, 1.0], total)
+        else:
+            part = speech_like(total / rate, rate, int(chance.integers(0, 1000)))[:total]
+        samples += draw(st.sampled_from([0.5, 0.1, 0.01, 1e-3])) * part
+    if draw(st.booleans()):
+        start, stop = sorted(chance.integers(0, total, 2))
+        samples[start:stop] = 0.0
+    return canonical(np.round(samples * 2**15) / 2**15 if draw(st.booleans()) else samples, rate)
+
+
+@settings(max_examples=60)
+@given(mixtures())
+def test_any_mixture_has_the_statistics_of_librosa(benchmark: ModuleType, waveform: Waveform) -> None:
+    assert_parity(benchmark, waveform)
+
+
+def test_a_recording_too_short_is_refused_alike_by_itself_and_by_a_bundle(tiny: Tiny, tmp_path: Path) -> None:
+    bundle = load_bundle(untrained_bundle(tiny, tmp_path, CNN1D, frontend=CONFIG), "cpu")
+    frontend = build_frontend(CONFIG)
+    for rate in (8_000, 16_000, 22_050, 48_000):
+        least = round((CONFIG.offset_s + 0.1) * rate)
+        texts = set()
+        for call in (lambda short: features_of(short, frontend), lambda short: bundle.predict([short])):
+            with pytest.raises(AudioError, match=r"too short: 0\.69 s, .* needs at least 0\.70 s") as caught:
+                call(recording(0.69, rate))
+            assert caught.value.reason == "too_short"
+            texts.add(str(caught.value))
+        assert len(texts) == 1
+        enough = Waveform(recording(1.0, rate).pcm[: least + 2], rate)
+        assert np.isfinite(features_of(enough, frontend)).all()
+        assert np.isfinite(bundle.predict([enough])).all()
 
 
 def test_other_parameters_have_the_statistics_of_librosa(benchmark: ModuleType) -> None:

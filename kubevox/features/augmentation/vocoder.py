@@ -90,7 +90,12 @@ def _stretch(samples: Tensor, rate: float, powers: list[Tensor] | None, bins: in
         gain = _turns(spectrum, power, turned, rate > 1.0).index_select(1, turns).mul_(gain)
     stretched = torch.empty(len(samples), len(place), FRAME // 2 + 1, dtype=spectrum.dtype, device=samples.device)
     stretched[..., bins:] = 0.0  # above the bins that are looked at there is nothing
-    torch.mul(spectrum.index_select(1, place), gain, out=stretched[..., :bins])
+    # With all bins, on a CPU, clip by clip: complex numbers that do not fill a product's last vector end in other last
+    # bits, and which ones those are must not depend on the clips beside. With fewer bins each frame is a run of its own.
+    size = 1 if samples.device.type == "cpu" and bins == FRAME // 2 + 1 else len(samples)
+    pieces = (tensor.split(size) for tensor in (spectrum.index_select(1, place), gain, stretched))
+    for old, factor, new in zip(*pieces, strict=True):
+        torch.mul(old, factor, out=new[..., :bins])
     return _overlap_add(torch.fft.irfft(stretched, FRAME), window, round(n / rate))
 
 

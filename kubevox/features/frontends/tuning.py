@@ -28,7 +28,7 @@ _FMIN_HZ, _FMAX_HZ = 150.0, 4000.0  # core.piptrack
 _THRESHOLD = 0.1  # core.piptrack, of the frame's maximum
 
 # The most that a power from a float32 transform may be off, as a share of the geometric mean of itself and its frame's
-# strongest; tests hold it against float64. The largest seen on real and generated recordings is 0.7e-6.
+# strongest; tests hold it against float64. The largest seen on real and generated recordings is 1.0e-6.
 _POWER_ERROR = 2e-6
 # What librosa's roundings of hertz and octaves to float32 can move a pitch, in octaves.
 _OCTAVE_ERROR = 1e-6
