@@ -91,7 +91,7 @@ def _stretch(samples: Tensor, rate: float, powers: list[Tensor] | None, bins: in
     stretched = torch.empty(len(samples), len(place), FRAME // 2 + 1, dtype=spectrum.dtype, device=samples.device)
     stretched[..., bins:] = 0.0  # above the bins that are looked at there is nothing
     # With all bins, on a CPU, clip by clip: complex numbers that do not fill a product's last vector end in other last
-    # bits, and which ones those are must not depend on the clips beside. With fewer bins each frame is a run of its own.
+    # bits, and which ones those are must not depend on the clips beside. With fewer bins each frame stands alone.
     size = 1 if samples.device.type == "cpu" and bins == FRAME // 2 + 1 else len(samples)
     pieces = (tensor.split(size) for tensor in (spectrum.index_select(1, place), gain, stretched))
     for old, factor, new in zip(*pieces, strict=True):
