@@ -200,7 +200,7 @@ class Extractor:
             for frontend in self.frontends.values():
                 frontend.warm_up()  # once here, not once in each child
             return ProcessPoolExecutor(self._workers, multiprocessing.get_context("fork"), _adopt, (self, os.getpid()))
-        return ThreadPoolExecutor(self._workers, "kubevox-features", _one_thread_each)
+        return ThreadPoolExecutor(self._workers, "kubevox-features")
 
     def _from_bytes(self, chunk: list[Source]) -> Extracted:
         return self._launch(self._prepare(chunk)).fetch()
@@ -337,7 +337,7 @@ def _adopt(extractor: Extractor, parent: int) -> None:
     global _adopted
     _adopted = extractor
     gc.freeze()  # what is inherited is neither looked through nor, by that, copied
-    _one_thread_each()
+    torch.set_num_threads(1)
 
 
 def _from_bytes_adopted(chunk: list[Source]) -> Extracted:
@@ -353,11 +353,6 @@ def _chunks(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
 
 def _named(name: str, message: str) -> str:
     return message if message.startswith(f"{name}:") else f"{name}: {message}"
-
-
-def _one_thread_each() -> None:
-    # Of this thread only: torch's other users keep theirs.
-    torch.set_num_threads(1)
 
 
 def _cores() -> int:
