@@ -31,7 +31,6 @@ from kubevox.data.audio import Waveform
 from kubevox.errors import AudioError, KubevoxError
 from kubevox.features.augmentation import augment_all, transforms, vocoder
 from kubevox.features.frontends import Frontend, build_frontend
-from kubevox.features.frontends.statistics import Statistics
 from kubevox.features.resampling import resample
 from kubevox.features.runtime import die_with, keep_freed_memory
 
@@ -277,18 +276,19 @@ class Extractor:
             ids = [launched.prepared.ids[places[row]] for row in chosen]
             # What a recipe transforms to begin with may be what the features of the recording as it is need too.
             powers: list[Tensor] = []
-            if takes := isinstance(frontend, Statistics) and frontend.takes_powers(vocoder.FRAME, vocoder.HOP):
+            if takes := frontend.takes_powers(vocoder.FRAME, vocoder.HOP):
                 recipes = sorted(recipes, key=lambda recipe: (recipe.kind == "original", not transforms(recipe)))
             for recipe, changed in augment_all(batch, ids, recipes, config.sample_rate, powers if takes else None):
                 target, rows, fitted = (config, recipe), [places[row] for row in chosen], frontend.fit(changed)
                 if config.kind == "ssl" and self.device.type != "cpu":
                     # Recordings keep their own length there: a group is often one recording, which fills no GPU.
                     launched.unencoded.setdefault(target, []).append((rows, fitted))
-                elif recipe.kind == "original" and isinstance(frontend, Statistics) and powers:
-                    launched.parts.setdefault(target, []).append((rows, frontend.of_powers(fitted, powers)))
                 else:
-                    part = (rows, frontend(fitted, recipe.kind != "original"))
-                    launched.parts.setdefault(target, []).append(part)
+                    original = recipe.kind == "original"
+                    values = (
+                        frontend.of_powers(fitted, powers) if original and powers else frontend(fitted, not original)
+                    )
+                    launched.parts.setdefault(target, []).append((rows, values))
 
 
 @dataclass

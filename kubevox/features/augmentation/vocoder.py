@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from kubevox.config import PitchRecipe, StretchRecipe
 from kubevox.features.augmentation.chance import Chance
-from kubevox.features.frontends.spectrum import framed, hann_window
+from kubevox.features.frontends.spectrum import framed, hann_window, power_of
 from kubevox.features.resampling import resample_by
 
 __all__ = ["FRAME", "HOP", "shift_pitch", "stretch_time"]
@@ -73,9 +73,9 @@ def _stretch(samples: Tensor, rate: float, powers: list[Tensor] | None, bins: in
     spectrum = torch.fft.rfft(framed(samples, FRAME, HOP) * window)
     if powers is None:
         spectrum = spectrum[..., :bins].contiguous()
-        power = _power(spectrum).clamp_(min=1e-30)
+        power = power_of(spectrum).clamp_(min=1e-30)
     else:
-        powers.append(_power(spectrum))
+        powers.append(power_of(spectrum))
         spectrum = spectrum[..., :bins]
         power = powers[-1][..., :bins].clamp(min=1e-30)
     place, share, turns, turned = _schedule(spectrum.shape[1], rate, str(samples.device))
@@ -97,11 +97,6 @@ def _stretch(samples: Tensor, rate: float, powers: list[Tensor] | None, bins: in
     for old, factor, new in zip(*pieces, strict=True):
         torch.mul(old, factor, out=new[..., :bins])
     return _overlap_add(torch.fft.irfft(stretched, FRAME), window, round(n / rate))
-
-
-def _power(spectrum: Tensor) -> Tensor:
-    parts = torch.view_as_real(spectrum).square()
-    return parts[..., 0] + parts[..., 1]
 
 
 def _turns(spectrum: Tensor, power: Tensor, turned: Tensor, skipped: bool) -> Tensor:

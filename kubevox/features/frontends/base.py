@@ -73,6 +73,19 @@ class Frontend(ABC):
         """The same of augmented samples, which no other program has: what parity takes can be left out."""
         return self._features(samples)
 
+    def takes_powers(self, frame: int, hop: int) -> bool:
+        """Whether :meth:`of_powers` can begin with the power of frames of so many samples, every so many."""
+        return False
+
+    def of_powers(self, samples: Tensor, powers: list[Tensor]) -> Tensor:
+        """The features of samples whose frames' powers are there already: the same bits.
+
+        Args:
+            samples: float32 [batch, n].
+            powers: of all recordings in turn, float32 [some, frames, bins] each.
+        """
+        raise NotImplementedError(f"the frontend {self.kind} takes no powers")
+
     def warm_up(self) -> None:  # noqa: B027 - most have nothing to make
         """Make what is made once and kept (banks, windows) now, before a process is forked or a first caller waits."""
 

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from kubevox.features.frontends.spectrum import triangles
+
 __all__ = ["htk_mel_bank", "kaldi_frames", "kaldi_mel_bank", "next_power_of_two", "povey_window"]
 
 Bank = npt.NDArray[np.float32]
@@ -29,7 +31,7 @@ def htk_mel_bank(sample_rate: int, frame: int, mels: int, fmin_hz: float, fmax_h
     """
     lowest, highest = (2595.0 * np.log10(1.0 + hertz / 700.0) for hertz in (fmin_hz, fmax_hz))
     edges = 700.0 * (10.0 ** (np.linspace(lowest, highest, mels + 2) / 2595.0) - 1.0)
-    return _triangles(np.linspace(0.0, sample_rate // 2, 1 + frame // 2), edges)
+    return triangles(np.linspace(0.0, sample_rate // 2, 1 + frame // 2), edges)
 
 
 @functools.cache
@@ -48,7 +50,7 @@ def kaldi_mel_bank(sample_rate: int, fft: int, mels: int, fmin_hz: float, fmax_h
     bins, lowest, highest = (
         1127.0 * np.log(1.0 + hertz / 700.0) for hertz in (np.fft.rfftfreq(fft, 1.0 / sample_rate), fmin_hz, fmax_hz)
     )
-    bank = _triangles(bins, np.linspace(lowest, highest, mels + 2))
+    bank = triangles(bins, np.linspace(lowest, highest, mels + 2))
     bank[:, -1] = 0.0
     return bank
 
@@ -80,11 +82,3 @@ def povey_window(frame: int) -> npt.NDArray[np.float64]:
     """The symmetric Hann window to the power of 0.85, float64 [frame] (Kaldi, ``feat/feature-window.cc``)."""
     hann = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(frame) / (frame - 1))
     return hann**0.85
-
-
-def _triangles(bins: npt.NDArray[np.float64], edges: npt.NDArray[np.float64]) -> Bank:
-    """Triangles that rise from each edge to the next and fall to the one after: float32 [edges - 2, bins]."""
-    widths = np.diff(edges)[:, None]
-    rising = (bins - edges[:-2, None]) / widths[:-1]
-    falling = (edges[2:, None] - bins) / widths[1:]
-    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)

@@ -1,12 +1,12 @@
 """Windows, filter banks and spectra, with the numbers that librosa 0.11 gives, and without librosa.
 
-The banks are small, computed once in float64 and kept. Sums over them are made in a fixed order (see
-:class:`~kubevox.features.frontends.base.Frontend`), which is why there is no matrix product here.
+The banks are small, computed once in float64 and kept.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ __all__ = [
     "hann_window",
     "mel_bank",
     "power_of",
+    "triangles",
 ]
 
 Bank = npt.NDArray[np.float32]
@@ -52,14 +53,18 @@ def mel_bank(
     Source: M. Slaney, Auditory Toolbox (1998); librosa 0.11, ``filters.mel``.
     """
     edges = _mel_to_hz(np.linspace(_hz_to_mel(fmin_hz), _hz_to_mel(fmax_hz), mels + 2))
-    ramps = edges[:, None] - np.fft.rfftfreq(frame, 1.0 / sample_rate)[None, :]
-    widths = np.diff(edges)
-    rising = -ramps[:-2] / widths[:-1, None]
-    falling = ramps[2:] / widths[1:, None]
-    bank = np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+    bank = triangles(np.fft.rfftfreq(frame, 1.0 / sample_rate), edges)
     if equal_area:
         bank *= (2.0 / (edges[2:] - edges[:-2]))[:, None].astype(np.float64)
     return bank
+
+
+def triangles(bins: npt.NDArray[np.floating[Any]], edges: npt.NDArray[np.float64]) -> Bank:
+    """Triangles that rise from each edge to the next and fall to the one after: float32 [edges - 2, bins]."""
+    widths = np.diff(edges)[:, None]
+    rising = (bins - edges[:-2, None]) / widths[:-1]
+    falling = (edges[2:, None] - bins) / widths[1:]
+    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=256)
@@ -116,14 +121,20 @@ def framed(samples: Tensor, frame: int, hop: int, mode: str = "constant") -> Ten
 
 def frame_power(frames: Tensor, window: Tensor) -> Tensor:
     """Power of the windowed frames' spectra: [batch, frames, 1 + frame / 2], in the window's precision, contiguous."""
-    return power_of(torch.fft.rfft(frames * window))
+    return power_of(torch.fft.rfft(frames * window), spent=True)
 
 
-def power_of(spectrum: Tensor, out: Tensor | None = None) -> Tensor:
-    """The squared magnitudes of a complex spectrum, of its shape, contiguous (or in ``out``)."""
-    squares = torch.view_as_real(spectrum).square_()
+def power_of(spectrum: Tensor, spent: bool = False) -> Tensor:
+    """The squared magnitudes of a complex spectrum, of its shape, contiguous.
+
+    Args:
+        spectrum: complex64 or complex128.
+        spent: whether nobody needs the spectrum any more: it is overwritten, which saves as much memory again.
+    """
+    parts = torch.view_as_real(spectrum)
+    squares = parts.square_() if spent else parts.square()
     # Adding two strided views takes an eighth of the time of a sum over a last axis of two.
-    return torch.add(squares[..., 0], squares[..., 1], out=out)
+    return squares[..., 0] + squares[..., 1]
 
 
 class GroupedBank:

@@ -15,10 +15,10 @@ from kubevox.features.frontends.spectrum import (
     GroupedBank,
     chroma_bank,
     dct_matrix,
+    frame_power,
     framed,
     hann_window,
     mel_bank,
-    power_of,
 )
 from kubevox.features.frontends.tuning import STEPS, Candidates, TuningEstimator
 from kubevox.features.runtime import one_thread
@@ -83,7 +83,7 @@ class Statistics(Frontend):
             if number == len(powers):
                 # One transform for everything below, in float32.
                 frames = framed(block, self.config.frame, self.config.hop)
-                powers.append(power_of(torch.fft.rfft(frames * self._window)))
+                powers.append(frame_power(frames, self._window))
             mel = self._mel(powers[number])
             waves += [self._zero_crossing_rate(block), self._rms(block)]
             mel_means.append(mel.mean(1))
@@ -104,7 +104,7 @@ class Statistics(Frontend):
         return self._features(samples, exact=False)
 
     def takes_powers(self, frame: int, hop: int) -> bool:
-        """Whether frames of this kind are its own: windowed by Hann's, centred, zero-padded."""
+        """Frames of this kind are its own: windowed by Hann's, centred, zero-padded."""
         return (frame, hop) == (self.config.frame, self.config.hop)
 
     def of_powers(self, samples: Tensor, powers: list[Tensor]) -> Tensor:

@@ -173,22 +173,15 @@ class TuningEstimator:
         shift = torch.where(slope.abs() >= curvature.abs(), 0.0, -slope / curvature)
         magnitude = found.here + 0.5 * slope * shift
         clip = found.row.div(frames, rounding_mode="floor")
-        count = torch.bincount(clip, minlength=batch)
-        middle = torch.stack([(count - 1).clamp(min=0) // 2, count // 2])
-        median = _of_ranks(magnitude, count, middle).sum(0) / 2.0
-        strong = _where(magnitude >= median.index_select(0, clip))
+        strong = _strong(magnitude, clip, batch)
         hertz = (found.bin.index_select(0, strong) + shift.index_select(0, strong)) * (self._sample_rate / self._frame)
         deviation = torch.log2(hertz / 27.5) * self._chroma
         step = ((deviation - deviation.round() + 0.5) * STEPS).long().clamp_(0, STEPS - 1)
-        votes = torch.bincount(clip.index_select(0, strong) * STEPS + step, minlength=batch * STEPS)
-        return votes.reshape(batch, STEPS)
+        return _count(clip.index_select(0, strong), step, batch)
 
     def _exact_votes(self, clip: Tensor, magnitude: Tensor, bin_: Tensor, shift: Tensor, batch: int) -> Tensor:
         """The votes of peaks that have librosa's roundings wherever they matter: int64 [batch, STEPS]."""
-        count = torch.bincount(clip, minlength=batch)
-        middle = torch.stack([(count - 1).clamp(min=0) // 2, count // 2])
-        median = _of_ranks(magnitude, count, middle).sum(0) / 2.0
-        strong = _where(magnitude >= median.index_select(0, clip))
+        strong = _strong(magnitude, clip, batch)
         deviation = self._deviation(bin_.index_select(0, strong), shift.index_select(0, strong))
         step = torch.bucketize(deviation.double(), self._edges, right=True).sub_(1).clamp_(0, STEPS - 1)
         return _count(clip.index_select(0, strong), step, batch)
@@ -312,6 +305,14 @@ def _winners(votes: Tensor) -> Tensor:
 def _count(clip: Tensor, step: Tensor, batch: int) -> Tensor:
     """How many peaks vote for each step: int64 [batch, STEPS]."""
     return torch.bincount(clip * STEPS + step, minlength=batch * STEPS).reshape(batch, STEPS)
+
+
+def _strong(magnitude: Tensor, clip: Tensor, batch: int) -> Tensor:
+    """Which peaks are at least as strong as the median of their recording: int64 [n], indices."""
+    count = torch.bincount(clip, minlength=batch)
+    middle = torch.stack([(count - 1).clamp(min=0) // 2, count // 2])
+    median = _of_ranks(magnitude, count, middle).sum(0) / 2.0
+    return _where(magnitude >= median.index_select(0, clip))
 
 
 def _of_ranks(values: Tensor, count: Tensor, ranks: Tensor) -> Tensor:
