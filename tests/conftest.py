@@ -5,6 +5,8 @@ import os
 # Tests may run side by side: each gets one core. This has to stand before anything imports numpy or torch.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+# Never this user's own key, and the same pseudonyms on every machine.
+os.environ["KUBEVOX_PSEUDONYM_KEY"] = "only for the tests of Kubevox"
 
 from collections.abc import Callable, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402

@@ -86,7 +86,7 @@ class Tiny:
 def prepare(root: Path, corpus: Path) -> Tiny:
     """Ingest, validate, split and extract under ``root``."""
     store = str(root / "store")
-    data = DataConfig(corpora=[CorpusSource(name="folder", path=str(corpus))])
+    data = DataConfig(corpora=[CorpusSource(name="folder", path=str(corpus))], publish_names=True)
     dataset, _ = ingest(data, store)
     checked = validate(dataset, TASK, ValidateConfig(), store)
     split, _ = make_split(dataset, accepted_source_ids(checked.uri), TASK, SplitConfig(), store)

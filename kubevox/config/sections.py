@@ -96,13 +96,19 @@ class CorpusSource(Section):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     path: str | None = None
+    download: bool = False
+    max_recordings: PositiveInt | None = None
+    max_per_class: PositiveInt | None = None
     options: dict[str, Any] = {}
 
 
 class DataConfig(Section):
-    """What is ingested."""
+    """What is ingested: corpora, or a dataset version that the store has already."""
 
     corpora: list[CorpusSource] = Field(min_length=1)
+    name: str = Field(default="default", pattern=r"^[a-z][a-z0-9_-]*$")
+    version: str | None = Field(default=None, pattern=r"^(current|[0-9a-f]{6,64})$")
+    publish_names: bool = False
     labels: list[str] | None = None
     limits: AudioLimits = AudioLimits()
     max_rejected_share: Share = 0.0

@@ -9,7 +9,6 @@ while the results of the batch before travel back.
 from __future__ import annotations
 
 import collections
-import contextlib
 import gc
 import itertools
 import multiprocessing
@@ -32,7 +31,7 @@ from kubevox.errors import AudioError, KubevoxError
 from kubevox.features.augmentation import augment_all, transforms, vocoder
 from kubevox.features.frontends import Frontend, build_frontend
 from kubevox.features.resampling import resample
-from kubevox.features.runtime import die_with, keep_freed_memory
+from kubevox.processes import cores, die_with, keep_freed_memory
 
 if TYPE_CHECKING:
     from kubevox.features.frontends.ssl import Ssl
@@ -127,7 +126,7 @@ class Extractor:
         self.device = devices.pop() if devices else torch.device("cpu")
         on_gpu = self.device.type != "cpu"
         self._chunk = batch_size or (_GPU_CHUNK if on_gpu else _CPU_CHUNK)
-        self._workers = workers or _cores()
+        self._workers = workers or cores()
         self._collect = collect_failures
         # Elsewhere a fork is not there, or not safe.
         self._forks = not on_gpu and self._workers > 1 and sys.platform == "linux"
@@ -353,9 +352,3 @@ def _chunks(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
 
 def _named(name: str, message: str) -> str:
     return message if message.startswith(f"{name}:") else f"{name}: {message}"
-
-
-def _cores() -> int:
-    with contextlib.suppress(AttributeError):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

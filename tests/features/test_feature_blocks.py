@@ -230,7 +230,7 @@ def test_an_utterance_too_short_is_named_and_nothing_is_left(
     dataset: DatasetVersion, wanted: dict[str, str], store: str
 ) -> None:
     late = FEATURES.model_copy(update={"frontends": {"logmel": LogMelConfig(offset_s=3.0, duration_s=1.0)}})
-    with pytest.raises(AudioError, match=r"^folder:\S+\.wav: too short: .* needs at least 3\.04 s"):
+    with pytest.raises(AudioError, match=r"^folder:\S+: too short: .* needs at least 3\.04 s"):
         extract_shard(dataset.shard_uris[0], wanted, late, PLAN, store)
     assert [path for path in Path(store).rglob("*") if path.is_file()] == []
 

@@ -164,7 +164,7 @@ def test_features_of_real_speech_are_served_as_they_are_offline_to_the_bit(
     for file in sorted((speech_data / "speech/RAVDESS/Actor_01").iterdir())[:12]:
         (actor / file.name).symlink_to(file)
     source, store = CorpusSource(name="ravdess", path=str(actor.parent)), str(tmp_path / "store")
-    dataset, _ = ingest(DataConfig(corpora=[source]), store)
+    dataset, _ = ingest(DataConfig(corpora=[source], publish_names=True), store)
     utterances = read_utterances(dataset.shard_uris)
     wanted = {utterance.id: "test" for utterance in utterances}
     plan = {MODELS[model].frontend: ["default"]}

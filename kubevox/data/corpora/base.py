@@ -3,37 +3,78 @@
 from __future__ import annotations
 
 import abc
+import collections
 import functools
-import hashlib
-import hmac
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from kubevox.config import Section
-from kubevox.errors import CorpusError
+from kubevox.errors import AudioError, CorpusError
 
-__all__ = ["AUDIO_SUFFIXES", "Corpus", "FileCorpus", "Recording", "audio_files", "pseudonym"]
+__all__ = ["AUDIO_SUFFIXES", "Corpus", "Download", "FileCorpus", "Partition", "Published", "Recording", "audio_files"]
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a"})
+
+Partition = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a corpus counts when it is complete, as its authors published it.
+
+    Attributes:
+        recordings: all of them.
+        labels: raw label to recordings.
+        speakers: the corpus' own speaker id to recordings; empty where the authors give no such table.
+        source: where these counts are published.
+    """
+
+    recordings: int
+    labels: Mapping[str, int]
+    speakers: Mapping[str, int]
+    source: str
+
+
+@dataclass(frozen=True)
+class Download:
+    """One file of a corpus at its official source.
+
+    Attributes:
+        url: where it is.
+        name: the file's name here.
+        checksum: ``md5:...`` or ``sha256:...`` as the source states it; None where the source states none (what was
+            first downloaded is then pinned beside the file).
+        size: bytes, as the source states them; None where it does not.
+        into: the folder inside the corpus that an archive is unpacked to, or a single file is put in.
+    """
+
+    url: str
+    name: str
+    checksum: str | None = None
+    size: int | None = None
+    into: str = "."
 
 
 @dataclass(frozen=True)
 class Recording:
     """One labelled recording as its corpus describes it, not yet decoded.
 
+    Names stand here as the corpus has them; ingest pseudonymises them before anything is stored.
+
     Attributes:
         source_id: ``corpus:`` and the path inside the corpus, unique; stable when the corpus is moved.
         read: gives the file's bytes.
         origin: where a person finds it, for messages: a path on this machine, say.
-        speaker: ``corpus:id``, pseudonymised, or None where the corpus does not say.
+        speaker: ``corpus:id``, the corpus' own id, or None where the corpus does not say.
         sex: "female", "male" or None.
         raw_label: the corpus' own label.
         intensity: the corpus' own word, or None.
         language: ISO 639-1 code, or None.
         text: what is said, or None.
+        partition: which part the corpus' publication puts it in, or None where it has no parts.
+        corpus: the corpus that it belongs to, where a list of recordings names another than its own; else None.
     """
 
     source_id: str
@@ -45,10 +86,27 @@ class Recording:
     intensity: str | None = None
     language: str | None = None
     text: str | None = None
+    partition: Partition | None = None
+    corpus: str | None = None
 
 
 class Corpus(abc.ABC):
-    """A published collection of utterances with its own layout, labels and licence."""
+    """A published collection of utterances with its own layout, labels and licence.
+
+    Attributes:
+        name: as ``data.corpora`` says it.
+        title: in full.
+        licence: as the authors state it.
+        citation: authors, year, where, pages.
+        homepage: where a person reads about it and gets it.
+        access: in a sentence, what stands between a person and the download: nothing, a form, an agreement.
+        languages: ISO 639-1 codes of what is spoken in it; empty where that is the user's matter.
+        published: its counts when complete; None where they depend on a release or a choice.
+        downloads: its files at the official source; empty where a person has to fetch it.
+        needs_path: whether it lies on a disk.
+        synthetic: whether the voices are made by a machine: scores then say nothing about people, and no name in it
+            is a person's.
+    """
 
     class Options(Section):
         """What a run may choose about the corpus; subclasses add fields."""
@@ -57,26 +115,33 @@ class Corpus(abc.ABC):
     title: ClassVar[str]
     licence: ClassVar[str]
     citation: ClassVar[str]
+    homepage: ClassVar[str] = ""
+    access: ClassVar[str] = ""
+    languages: ClassVar[tuple[str, ...]] = ()
+    published: ClassVar[Published | None] = None
+    downloads: ClassVar[tuple[Download, ...]] = ()
     needs_path: ClassVar[bool] = True
     synthetic: ClassVar[bool] = False
-    """Whether the voices are made by a machine: scores then say nothing about people."""
 
     def __init__(self, path: str | None, options: Any) -> None:
         self.path = Path(path).expanduser().absolute() if path else None
+        self.may_download = False
         self.options = options
 
-    @property
+    @functools.cached_property
     def root(self) -> Path:
-        """The corpus' folder.
+        """The corpus' folder; its archive is unpacked, and it is downloaded where that is wanted, on the first use.
 
         Raises:
-            CorpusError: it is not there, or is no folder.
+            CorpusError: it is not there, or cannot be unpacked or downloaded.
         """
-        if self.path is None or not self.path.is_dir():
-            raise CorpusError(
-                f"corpus {self.name}: {self.path} is not a folder; name the one that holds the recordings"
-            )
-        return self.path
+        from kubevox.data.corpora.archives import locate
+
+        if self.path is not None and self.may_download:
+            from kubevox.data.corpora.downloads import provide
+
+            provide(self, self.path)
+        return locate(self.path, self.name, self.layout if isinstance(self, FileCorpus) else None)
 
     @abc.abstractmethod
     def recordings(self) -> Iterator[Recording]:
@@ -93,6 +158,10 @@ class Corpus(abc.ABC):
     @abc.abstractmethod
     def fingerprint(self) -> Any:
         """A JSON-able value that changes when the recordings do, and is much quicker than reading them."""
+
+    def passed_over(self) -> dict[str, int]:
+        """Files that lie in the corpus and are none of its recordings, by the ending of their names."""
+        return {}
 
 
 class FileCorpus(Corpus):
@@ -114,8 +183,18 @@ class FileCorpus(Corpus):
             CorpusError: the name is not as published.
         """
 
-    def recordings(self) -> Iterator[Recording]:  # noqa: D102
-        return (self.describe(file) for file in self.files)
+    def recordings(self) -> Iterator[Recording]:
+        """All recordings, ordered by source id; one whose name is not as published cannot be read, and says why.
+
+        Raises:
+            CorpusError: the folder is missing or empty.
+        """
+        for file in self.files:
+            try:
+                yield self.describe(file)
+            except CorpusError as error:
+                source_id = f"{self.name}:{self.inside(file)}"
+                yield Recording(source_id, functools.partial(_refuse, str(error)), str(file))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -125,9 +204,19 @@ class FileCorpus(Corpus):
         stats = [(file, file.stat()) for file in self.files]
         return [[self.inside(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
+    def passed_over(self) -> dict[str, int]:
+        """Copies, songs, videos, texts: whatever else lies there, by the ending of the files' names."""
+        listed = set(self.files)
+        others = (path for path in self.root.rglob("*") if path not in listed and path.is_file())
+        return dict(sorted(collections.Counter(path.suffix.lower() or path.name for path in others).items()))
+
     def inside(self, file: Path) -> str:
         """The file's path inside the corpus, with forward slashes."""
         return file.relative_to(self.root).as_posix()
+
+
+def _refuse(why: str) -> bytes:
+    raise AudioError("unknown_name", why)
 
 
 def audio_files(root: Path, corpus: str, layout: str) -> list[Path]:
@@ -146,13 +235,3 @@ def audio_files(root: Path, corpus: str, layout: str) -> list[Path]:
     if not found:
         raise CorpusError(f"corpus {corpus}: no recordings under {root}; expected {layout}")
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def pseudonym(corpus: str, identity: str) -> str:
-    """``corpus:`` and a name that does not give the speaker's away.
-
-    A keyed hash (HMAC-SHA-256) of the identity. Without ``$KUBEVOX_PSEUDONYM_KEY`` the key is empty: names are then
-    not readable in the data, but who can guess a name can confirm it; set the key for speakers who are not public.
-    """
-    key = os.environ.get("KUBEVOX_PSEUDONYM_KEY", "").encode()
-    return f"{corpus}:{hmac.new(key, f'{corpus}:{identity}'.encode(), hashlib.sha256).hexdigest()[:12]}"

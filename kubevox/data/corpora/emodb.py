@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kubevox.data.corpora.base import FileCorpus, Recording
+from kubevox.data.corpora.base import Download, FileCorpus, Published, Recording
 from kubevox.errors import CorpusError
 
 __all__ = ["EmoDb"]
 
-_NAME = re.compile(r"(\d\d)([ab]\d\d)([WLEAFTN])([a-z])")
+_NAME = re.compile(r"([0-9]{2})([ab][0-9]{2})([WLEAFTN])([a-z])")
 _EMOTIONS = {
     "W": "anger",
     "L": "boredom",
@@ -47,12 +47,41 @@ class EmoDb(FileCorpus):
     title = "Berlin Database of Emotional Speech (EMO-DB)"
     licence = "free for research; no licence is stated at the source"
     citation = "Burkhardt et al. (2005), Interspeech, 1517-1520"
+    homepage = "http://emodb.bilderbar.info/"
+    access = "open; one archive"
+    languages = ("de",)
+    published = Published(
+        recordings=535,
+        labels={
+            "anger": 127,
+            "boredom": 81,
+            "disgust": 46,
+            "fear": 69,
+            "happiness": 71,
+            "sadness": 62,
+            "neutral": 79,
+        },
+        speakers={
+            "03": 49,
+            "08": 58,
+            "09": 43,
+            "10": 38,
+            "11": 55,
+            "12": 35,
+            "13": 61,
+            "14": 69,
+            "15": 56,
+            "16": 71,
+        },
+        source="http://emodb.bilderbar.info/download/download.zip",
+    )
+    downloads = (Download("http://emodb.bilderbar.info/download/download.zip", "emodb.zip"),)
     layout = "wav/SSTTTEV.wav, such as 03a01Fa.wav"
 
     def describe(self, file: Path) -> Recording:
         """Read the name's four fields."""
         match = _NAME.fullmatch(file.stem)
-        if match is None or match[1] not in _SPEAKERS:
+        if match is None or match[1] not in _SPEAKERS or match[2] not in _TEXTS:
             raise CorpusError(f"corpus emodb: {file} is not named as published ({self.layout})")
         speaker, text, emotion, _ = match.groups()
         return Recording(
@@ -63,5 +92,5 @@ class EmoDb(FileCorpus):
             sex="male" if speaker in _MALE_SPEAKERS else "female",
             raw_label=_EMOTIONS[emotion],
             language="de",
-            text=_TEXTS.get(text, text),
+            text=_TEXTS[text],
         )
