@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -40,6 +39,7 @@ import soundfile
 from feature_parity import speech_data
 from joblib import Parallel, delayed
 from machine import describe
+from memory import Peak
 
 from kubevox.config import (
     AudioLimits,
@@ -172,7 +172,7 @@ def growth(files: list[str], cores: int) -> list[dict[str, Any]]:
             stdout=subprocess.PIPE,
             text=True,
         )
-        peak = _Peak(process.pid)
+        peak = Peak(process.pid)
         out, _ = process.communicate(json.dumps({"files": files, "times": times, "cores": cores}))
         figures.append(
             {"clips": len(files) * times, "seconds": round(float(out), 2), "peak_mb": round(peak.stop() / 1e6)}
@@ -180,40 +180,6 @@ def growth(files: list[str], cores: int) -> list[dict[str, Any]]:
         one = figures[-1]
         print(f"{one['clips']:6} clips  {one['seconds']:7.2f} s  {one['peak_mb']} MB", flush=True)
     return figures
-
-
-class _Peak:
-    """The greatest sum of proportional set sizes of a process and its children, in bytes."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid, self._peak, self._over = pid, 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> int:
-        self._over.set()
-        self._thread.join()
-        return self._peak
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.05):
-            self._peak = max(self._peak, sum(map(_pss, [self._pid, *_children(self._pid)])))
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [child for first in map(int, found) for child in (first, *_children(first))]
-
-
-def _pss(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
 def main() -> int:

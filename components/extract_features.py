@@ -31,7 +31,7 @@ def extract_features(shard: str, split: str, features: str, plan: str, store: st
     )
     result(
         "extract_features",
-        summary=f"{shard.rpartition('/')[2]}: {index.computed} blocks computed, {index.reused} reused",
+        summary=f"shard {shard.rpartition('/')[2][:12]}: {index.computed} blocks computed, {index.reused} reused",
         reused=not index.computed,
         computed=index.computed,
     )

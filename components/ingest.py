@@ -10,7 +10,7 @@ def ingest(data: str, store: str) -> str:
     """Bring corpora into the store as one immutable dataset version; unchanged sources are recognised quickly.
 
     Args:
-        data: the config's ``data`` section as JSON.
+        data: the config's ``data`` section as JSON; with ``version`` in it, that version of the store is taken.
         store: a folder or s3://bucket/prefix.
 
     Returns:

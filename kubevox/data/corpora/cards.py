@@ -145,7 +145,7 @@ def _facts(kind: type[Corpus]) -> str:
         "here": _paragraphs(kind.__doc__)[0],
         "languages": ", ".join(map(_language, kind.languages)) or "by choice",
         "recordings when complete": f"{published.recordings} ({published.source})" if published else "",
-        "layout": f"`{layout}`" if (layout := getattr(kind, "layout", "")) else "",
+        "layout": getattr(kind, "layout", ""),
         "licence": " ".join([f"{kind.licence}.", *_terms(kind.licence)]),
         "citation": kind.citation,
         "homepage": kind.homepage,
@@ -270,7 +270,7 @@ def _audio(rows: Sequence[Utterance]) -> str:
         "intensity": _shares(row.intensity for row in rows if row.intensity),
         "recordings with a text": str(sum(bool(row.text) for row in rows)),
     }
-    return _table(["stored", ""], [[name, value] for name, value in facts.items() if value])
+    return _table(["what is stored", ""], [[name, value] for name, value in facts.items() if value])
 
 
 def _stored_labels(kind: type[Corpus], rows: Sequence[Utterance], tasks: Sequence[TaskConfig]) -> list[str]:
