@@ -1,11 +1,16 @@
 """The store, as a folder; and as a bucket of a real S3 server in the acceptance tests."""
 
+import errno
+import functools
+import hashlib
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -155,6 +160,136 @@ def test_fetching_from_a_folder_gives_the_thing_itself(store):
         storage.fetch(storage.join(store, "a", "c"))
 
 
+def test_a_files_content_is_compared_with_its_hash_once_as_long_as_it_stays(store, monkeypatch):
+    uri = storage.join(store, "shards", "x.parquet")
+    storage.write_bytes(uri, b"content")
+    sha256 = hashlib.sha256(b"content").hexdigest()
+    assert storage.fetch(uri, sha256) == Path(uri)
+    with monkeypatch.context() as patch:
+        patch.delattr(hashlib, "file_digest")
+        storage.fetch(uri, sha256)
+    stamp = os.stat(uri)
+    Path(uri).write_bytes(b"CONTENT")  # as long as before
+    os.utime(uri, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    with pytest.raises(StorageError, match=rf"^{uri}: damaged: .* {sha256[:12]}….*run again$"):
+        storage.fetch(uri, sha256)
+
+
+def test_a_walk_finds_every_object_with_its_size_and_time(store):
+    storage.write_bytes(storage.join(store, "a", "b", "one"), b"1")
+    storage.write_bytes(storage.join(store, "a", "two"), b"22")
+    os.utime(Path(store, "a", "two"), (5.0, 7.0))
+    with storage.staging(store) as folder:
+        staged(folder, part=b"123")
+        (Path(store) / "a" / ".two.abcd1234").write_bytes(b"")
+        found = list(storage.walk(store))
+        assert [(stored.uri, stored.size) for stored in found] == [(f"{store}/a/b/one", 1), (f"{store}/a/two", 2)]
+        assert found[1].modified == 7.0
+        everything = {uri for uri, _, _ in storage.walk(store + "/", unfinished=True)}
+        assert everything == {f"{store}/{name}" for name in everything_in(store)}
+        assert len(everything) == 4
+    assert list(storage.walk(storage.join(store, "nowhere"))) == []
+
+
+def test_deleting_takes_an_object_or_a_folder_and_says_how_much(store):
+    for name in ("a/one", "a/b/two", "ab"):
+        storage.write_bytes(storage.join(store, name), b"1")
+    assert storage.delete(storage.join(store, "ab") + "/") == 0  # nothing is under it
+    assert storage.delete(storage.join(store, "ab")) == 1
+    assert storage.delete(storage.join(store, "ab")) == 0
+    assert storage.delete(storage.join(store, "a/one/below")) == 0
+    assert storage.delete(storage.join(store, "a") + "/") == 2
+    assert list(Path(store).iterdir()) == []
+
+
+def test_a_folder_that_is_being_deleted_is_gone_for_its_readers_at_once(store, monkeypatch):
+    for name in ("head.json", "part"):
+        storage.write_bytes(storage.join(store, "v", name), b"1")
+    monkeypatch.setattr(storage.folders.shutil, "rmtree", lambda path: None)  # killed before it is through
+    storage.delete(storage.join(store, "v"))
+    assert not storage.exists(storage.join(store, "v"))
+    assert storage.list_names(store) == []
+    assert list(storage.walk(store)) == []
+    monkeypatch.undo()
+    assert len(storage.sweep(store, -1)) == 1
+    assert list(Path(store).iterdir()) == []
+
+
+def test_a_sweep_takes_what_killed_writers_left_and_nothing_else(store):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from kubevox import storage\n"
+        "with storage.staging(sys.argv[1]) as folder:\n"
+        "    (folder / 'part').write_bytes(b'1'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, store], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    storage.write_bytes(storage.join(store, "memo", "x.json"), b"{}")
+    for name in (".x.json.abcd1234", ".gitignore"):
+        (Path(store) / "memo" / name).write_bytes(b"")
+    with storage.staging(store) as alive:
+        staged(alive, part=b"1")
+        assert storage.sweep(store) == []
+        left = [path for path in [*Path(store).rglob("*")] if path != alive and alive not in path.parents]
+        for path in left:
+            os.utime(path, (1e9, 1e9))
+        removed = storage.sweep(store, older_than_s=3600)
+        assert sorted(Path(path).name.split("-")[0] for path in removed) == [".x.json.abcd1234", "staging"]
+        assert (alive / "part").exists()
+    assert everything_in(store) == ["memo/.gitignore", "memo/x.json"]
+
+
+def test_a_full_disk_is_one_line_wherever_it_fills(store, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fill() -> None:
+        with storage.staging(store):
+            raise full
+
+    with pytest.raises(StorageError, match=rf"^store {store}: no space is left on the disk of {store}/tmp/staging-"):
+        fill()
+    assert list((Path(store) / "tmp").iterdir()) == []
+    if not Path("/dev/full").exists():
+        return
+    full_file = functools.partial(open, "/dev/full")
+    monkeypatch.setattr(storage.folders.os, "fdopen", lambda number, mode: os.close(number) or full_file(mode))
+    for write in (storage.write_bytes, storage.create):
+        with pytest.raises(StorageError, match=rf"^{store}/x: no space is left on its disk$"):
+            write(storage.join(store, "x"), b"1")
+    assert everything_in(store) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can become someone without permission")
+    store = Path("/tmp") / f"kubevox-{os.getpid()}"
+    store.mkdir(mode=0o755)
+    (store / "old").write_bytes(b"1")
+    words = {}
+    try:
+        os.seteuid(65_534)
+        for name, call in {
+            "write": lambda: storage.write_bytes(f"{store}/x", b""),
+            "create": lambda: storage.create(f"{store}/x", b""),
+            "delete": lambda: storage.delete(f"{store}/old"),
+            "staging": lambda: storage.staging(str(store)).__enter__(),
+            "read": lambda: storage.read_bytes(f"{store}/old"),
+        }.items():
+            try:
+                words[name] = call()
+            except StorageError as error:
+                words[name] = str(error)
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(store)
+    assert words == {
+        "write": f"{store}/x: Permission denied",
+        "create": f"{store}/x: Permission denied",
+        "delete": f"{store}/old: Permission denied",
+        "staging": f"store {store}: cannot be written (Permission denied); choose another `store`",
+        "read": b"1",
+    }
+
+
 def test_a_stage_recalls_what_it_remembered(store):
     assert storage.recall(store, "ingest", "key") is None
     storage.remember(store, "ingest", "key", {"uri": "å", "n": 1})
@@ -200,6 +335,7 @@ def test_an_object_store_that_is_not_there_is_named(monkeypatch):
         monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setattr(storage.buckets, "FIRST_PATIENCE_S", 0.3)
         with pytest.raises(StorageError, match=rf"s3://bucket/x: .*{endpoint} does not answer.*AWS_ENDPOINT_URL"):
             storage.exists("s3://bucket/x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
@@ -220,9 +356,14 @@ KEY, SECRET = "kubevox-tests", "kubevox-secret"
 
 
 @pytest.fixture(scope="module")
-def s3_server(tmp_path_factory):
+def s3_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("s3") / "server"
+
+
+@pytest.fixture(scope="module")
+def s3_server(s3_folder):
     """A real S3 server on loopback; its endpoint."""
-    minio = pytest.importorskip("minio")
+    pytest.importorskip("minio")
     tools = Path(__file__).resolve().parents[2] / "shared" / "tools"
     if not (tools / "s3-up").exists():
         pytest.skip(f"no S3 server: {tools / 's3-up'} is not there")
@@ -231,7 +372,7 @@ def s3_server(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("s3") / "server"
+    folder = s3_folder
     environment = os.environ | {"S3_ACCESS_KEY": KEY, "S3_SECRET_KEY": SECRET}
     up = subprocess.run(
         [tools / "s3-up", folder, str(port)], env=environment, capture_output=True, text=True, timeout=300
@@ -239,8 +380,7 @@ def s3_server(tmp_path_factory):
     try:
         if up.returncode:
             pytest.skip(f"the S3 server did not start: {up.stderr[-300:]}")
-        client = minio.Minio(f"127.0.0.1:{port}", KEY, SECRET, secure=False, region="us-east-1")
-        client.make_bucket("tests")
+        minio_client(f"http://127.0.0.1:{port}").make_bucket("tests")
         yield f"http://127.0.0.1:{port}"
     finally:
         subprocess.run([tools / "s3-down", folder], timeout=60, check=False)
@@ -256,6 +396,34 @@ def bucket(s3_server, tmp_path, monkeypatch, request):
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("KUBEVOX_CACHE", str(tmp_path / "cache"))
     return f"s3://tests/{request.node.name}"
+
+
+@pytest.fixture
+def gateway(s3_server, s3_folder):
+    """``stop()`` and ``start()`` of the server's gateway; what was stored stays."""
+
+    class Gateway:
+        @staticmethod
+        def start() -> None:
+            subprocess.run(["radosgw", "-c", s3_folder / "ceph.conf", "-n", "client.rgw.a"], check=True)
+
+        @staticmethod
+        def stop() -> None:
+            pid = int((s3_folder / "run" / "client.rgw.a.pid").read_text())
+            os.kill(pid, signal.SIGKILL)
+            while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+                time.sleep(0.05)
+
+    yield Gateway
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", int(s3_server.rpartition(":")[2]))):
+            Gateway.start()
+
+
+def minio_client(endpoint):
+    import minio
+
+    return minio.Minio(endpoint.removeprefix("http://"), KEY, SECRET, secure=False, region="us-east-1")
 
 
 @pytest.mark.acceptance
@@ -303,8 +471,8 @@ class TestBucket:
             storage.fetch(storage.join(uri, "head.json"))
 
     def test_what_is_not_there_is_named(self, bucket):
-        for call in (storage.read_bytes, storage.fetch):
-            with pytest.raises(StorageError, match=r"nothing: there is no such object \(NoSuchKey"):
+        for call in (storage.read_bytes, storage.fetch, lambda uri: storage.fetch(uri + "/")):
+            with pytest.raises(StorageError, match=r"nothing/?: there is no such object \(NoSuchKey"):
                 call(storage.join(bucket, "nothing"))
         with pytest.raises(StorageError, match=r"s3://elsewhere/x.*there is no such bucket"):
             storage.staging("s3://elsewhere/x").__enter__()  # before the work, not after it
@@ -316,6 +484,147 @@ class TestBucket:
             with pytest.raises(StorageError, match=r"s3://tests/.*refuses these credentials") as caught:
                 call(uri)
             assert "wrong" not in str(caught.value)
+
+    def test_a_walk_goes_over_pages_and_a_folder_is_deleted_whole(self, bucket):
+        client = storage.buckets._client()
+        prefix = bucket.removeprefix("s3://tests/")
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n: client._put_object("tests", f"{prefix}/v/{n:05d}", b"1"), range(2100)))
+        storage.write_bytes(storage.join(bucket, "v", "head.json"), b"{}")
+        storage.write_bytes(storage.join(bucket, "v2"), b"{}")
+        found = list(storage.walk(bucket))
+        assert len({stored.uri for stored in found}) == len(found) == 2102
+        assert abs(found[0].modified - time.time()) < 60
+        assert storage.delete(storage.join(bucket, "v")) == 2101
+        assert [stored.uri for stored in storage.walk(bucket)] == [storage.join(bucket, "v2")]
+
+    def test_a_purge_takes_the_versions_that_a_bucket_keeps(self, bucket, s3_server):
+        from minio.versioningconfig import ENABLED, VersioningConfig
+
+        client = minio_client(s3_server)
+        if not client.bucket_exists("versioned"):
+            client.make_bucket("versioned")
+        client.set_bucket_versioning("versioned", VersioningConfig(ENABLED))
+        uri = "s3://versioned/store"
+        for content in (b"1", b"2"):
+            for name in ("v/part", "v/head.json", "v2"):
+                storage.write_bytes(storage.join(uri, name), content)
+        assert storage.delete(storage.join(uri, "v")) == 2
+
+        def kept():
+            return sorted(
+                item.object_name
+                for item in client.list_objects("versioned", recursive=True, include_version=True)
+                if not item.is_delete_marker
+            )
+
+        assert kept().count("store/v/part") == 2
+        storage.delete(storage.join(uri, "v"), purge=True)
+        assert kept() == ["store/v2", "store/v2"]
+
+    def test_a_large_file_goes_up_and_comes_down_in_bounded_memory(self, bucket, tmp_path):
+        file = tmp_path / "large"
+        with file.open("wb") as stream:
+            for number in range(300):
+                stream.write(bytes([number % 256]) * (1 << 20))
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        uri = storage.join(bucket, "large")
+        code = (
+            "import sys, threading, time; from pathlib import Path; from kubevox import storage\n"
+            "uri, file, sha256 = sys.argv[1:]; most = [0]\n"
+            "anonymous = lambda: int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0])\n"
+            "def watch():\n"
+            "    while True: most[0] = max(most[0], anonymous()); time.sleep(0.01)\n"
+            "threading.Thread(target=watch, daemon=True).start()\n"
+            "assert storage.create_file(uri, Path(file)); assert not storage.create_file(uri, Path(file))\n"
+            "storage.buckets.WHOLE = 1 << 30; assert storage.create_file(uri + '2', Path(file))\n"
+            "storage.fetch(uri, sha256); storage.fetch(uri + '2', sha256); print(most[0])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, uri, str(file), sha256], capture_output=True, text=True, check=True
+        )
+        assert int(done.stdout) < 170_000  # KiB; two parts of 32 MiB and the interpreter
+        with ThreadPoolExecutor(4) as pool:
+            won = list(pool.map(lambda _: storage.create_file(uri + "3", file), range(4)))
+        assert sum(won) >= 1
+        assert storage.fetch(uri + "3", sha256).stat().st_size == 300 << 20
+
+    def test_writers_in_other_processes_publish_a_version_once(self, bucket, tmp_path):
+        code = (
+            "import sys; from kubevox import storage; from pathlib import Path; store, writer = sys.argv[1:]\n"
+            "print('ready', flush=True); input(); won = 0\n"
+            "for n in range(10):\n"
+            "    with storage.staging(store) as folder:\n"
+            "        (folder / 'part').write_bytes(b'1' * 100_000); (folder / 'head.json').write_text(writer)\n"
+            "        won += storage.publish(folder, storage.join(store, f'v{n}'), 'head.json')\n"
+            "print(won)"
+        )
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, bucket, str(writer)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for writer in range(4)
+        ]
+        assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 4
+        for writer in writers:
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+        won = [int(writer.communicate(timeout=60)[0]) for writer in writers]
+        assert sum(won) == 10
+        heads = [storage.read_bytes(storage.join(bucket, f"v{number}", "head.json")) for number in range(10)]
+        assert [heads.count(b"%d" % writer) for writer in range(4)] == won
+
+    def test_a_sweep_ends_uploads_that_a_killed_writer_left(self, bucket, s3_server):
+        client = minio_client(s3_server)
+        key = storage.join(bucket, "shard").removeprefix("s3://tests/")
+        upload = client._create_multipart_upload("tests", key, {})
+        client._upload_part("tests", key, b"1" * (5 << 20), None, upload, 1)
+        assert storage.sweep(bucket, 3600) == []
+        assert storage.sweep(bucket, -60) == [f"{bucket}/shard (unfinished upload)"]
+        assert storage.sweep(bucket, -60) == []
+
+    def test_a_server_that_stops_half_way_is_waited_for(self, bucket, gateway, tmp_path):
+        uri = storage.join(bucket, "v")
+        storage.write_bytes(storage.join(bucket, "x"), b"1")
+        with storage.staging(bucket) as folder, ThreadPoolExecutor(1) as pool:
+            staged(folder, head_json=b"{}", **{f"part{number}": b"1" * 1_000_000 for number in range(30)})
+            publishing = pool.submit(storage.publish, folder, uri, "head.json")
+            while not storage.list_names(uri):
+                time.sleep(0.01)
+            gateway.stop()
+            time.sleep(1)
+            gateway.start()
+            assert publishing.result(timeout=60)
+        assert len(storage.list_names(uri)) == 31
+
+    def test_a_server_that_stays_away_is_one_line_and_a_rerun_ends_what_was_begun(self, bucket, gateway, monkeypatch):
+        uri = storage.join(bucket, "v")
+        storage.write_bytes(storage.join(bucket, "x"), b"1")
+        monkeypatch.setattr(storage.buckets, "PATIENCE_S", 1.0)
+        files = {"head_json": b"{}"} | {f"part{number}": b"1" * 1_000_000 for number in range(30)}
+        with storage.staging(bucket) as folder, ThreadPoolExecutor(1) as pool:
+            staged(folder, **files)
+            publishing = pool.submit(storage.publish, folder, uri, "head.json")
+            while not storage.list_names(uri):
+                time.sleep(0.01)
+            gateway.stop()
+            with pytest.raises(
+                StorageError, match=rf"^{uri}: the object store at .* does not answer \(.*\); is AWS"
+            ) as told:
+                publishing.result(timeout=60)
+            assert len(str(told.value).splitlines()) == 1
+        gateway.start()
+        while True:
+            try:
+                assert not storage.exists(storage.join(uri, "head.json"))
+                break
+            except StorageError:
+                time.sleep(0.2)
+        assert publish(bucket, uri, **files)
+        assert len(storage.list_names(uri)) == 31
 
     def test_a_corpus_becomes_a_certified_split_in_a_bucket(self, bucket, folder_corpus, tmp_path):
         config = DataConfig(corpora=[CorpusSource(name="folder", path=str(folder_corpus()))])
