@@ -1,5 +1,6 @@
 """The store, as a folder; and as a bucket of a real S3 server in the acceptance tests."""
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -14,7 +15,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from kubevox import storage
 from kubevox.config import CorpusSource, DataConfig, SplitConfig, TaskConfig
@@ -645,3 +648,48 @@ class TestBucket:
         # Another machine, with nothing in its cache, reads the same.
         shutil.rmtree(tmp_path / "cache")
         assert load_split(made[bucket].uri).rows == made[bucket].rows
+
+    def test_an_ingest_that_loses_its_server_is_one_line_and_ends_as_an_undisturbed_one(
+        self, bucket, gateway, tmp_path, monkeypatch
+    ):
+        folder, chance = tmp_path / "noise", np.random.default_rng(0)
+        for clip in range(160):
+            path = folder / ("sad", "happy")[clip % 2] / f"s{clip % 7}_{clip:03d}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, chance.integers(-32768, 32767, 16_000, np.int16), 16_000)
+        config = DataConfig(corpora=[CorpusSource(name="folder", path=str(folder))], shard_mb=1)
+        undisturbed, _ = ingest(config, str(tmp_path / "store"))
+        assert len(undisturbed.shards) > 4
+        with monkeypatch.context() as patch:
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+            with pytest.raises(StorageError, match=r"^s3://tests/\S+: the store refuses these credentials"):
+                ingest(config, bucket)
+        with pytest.raises(StorageError, match=r"^s3://elsewhere/\S+: there is no such bucket"):
+            ingest(config, "s3://elsewhere/store")
+        create_file, stored = storage.create_file, []
+
+        def stop_after_two(uri, path, *args, **kwargs):
+            if len(stored) == 2:
+                gateway.stop()
+            stored.append(uri)
+            return create_file(uri, path, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.buckets, "PATIENCE_S", 1.0)
+            patch.setattr(storage, "create_file", stop_after_two)
+            with pytest.raises(StorageError, match=r"^s3://tests/\S+: the object store at .* does not answer") as told:
+                ingest(config, bucket)
+        assert len(str(told.value).splitlines()) == 1
+        assert len(stored) == 3
+        gateway.start()
+        while True:
+            with contextlib.suppress(StorageError):
+                assert storage.list_names(storage.join(bucket, "datasets")) == []
+                break
+            time.sleep(0.2)
+        version, reused = ingest(config, bucket)
+        assert not reused
+        assert (version.hash, version.shards) == (undisturbed.hash, undisturbed.shards)
+        for ours, theirs in zip(version.shard_uris, undisturbed.shard_uris, strict=True):
+            assert storage.read_bytes(ours) == storage.read_bytes(theirs)
+        assert len(storage.list_names(storage.join(bucket, "shards"))) == len(version.shards)
