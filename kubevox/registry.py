@@ -92,6 +92,37 @@ class Registry:
         same = [version for version in versions if version.bundle_uri == bundle_uri]
         return max(same, key=lambda version: int(version.version), default=None)
 
+    def versions(self) -> list[ModelVersion]:
+        """All versions of all registered models, by name and number."""
+        found: list[Any] = []
+        token = None
+        with self._answers():
+            while True:
+                page = self._client.search_model_versions(max_results=1000, page_token=token)
+                found += page
+                if not (token := page.token):
+                    break
+        return sorted((_version(item) for item in found), key=lambda version: (version.name, int(version.version)))
+
+    def description(self, version: ModelVersion) -> dict[str, Any] | None:
+        """What ``bundle.json`` says in MLflow's own copy of a version's files; None where that copy is gone."""
+        import json
+        import tempfile
+        from pathlib import Path
+
+        from mlflow.artifacts import download_artifacts, list_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            place = f"{self._client.get_model_version_download_uri(version.name, version.version)}/artifacts"
+            [folder] = [item.path for item in list_artifacts(artifact_uri=place) if item.is_dir]
+            name = folder.rpartition("/")[2]
+            with tempfile.TemporaryDirectory() as temporary:
+                file = download_artifacts(artifact_uri=f"{place}/{name}/bundle.json", dst_path=temporary)
+                return json.loads(Path(file).read_bytes())
+        except (MlflowException, OSError, ValueError):
+            return None
+
     def register(
         self, name: str, bundle_uri: str, run_id: str, tags: dict[str, str], description: str = ""
     ) -> ModelVersion:

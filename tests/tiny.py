@@ -118,6 +118,7 @@ def untrained_bundle(
         "split_hash": tiny.split.hash,
         "training_key": f"{seed:064d}",
         "speakers": tiny.split.speakers("train", "validation"),
+        "key_fingerprint": tiny.split.dataset.key_fingerprint,
         "synthetic": tiny.split.dataset.synthetic,
     }
     return save_bundle(classifier, BundleSpec(**{**said, **description}), str(store))

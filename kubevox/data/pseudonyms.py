@@ -72,6 +72,16 @@ class Pseudonyms:
             names._compare(store)
         return names
 
+    @classmethod
+    def of_store(cls, store: str) -> Pseudonyms | None:
+        """Under the key that a store keeps to; None where it has none: every voice in it is a machine's.
+
+        Raises:
+            ConfigError: the key is too short, or cannot be kept.
+            StorageError: this user's key is another.
+        """
+        return cls.of_user(store) if storage.exists(storage.join(store, _NAME_IN_STORE)) else None
+
     @property
     def fingerprint(self) -> str:
         """Tells keys apart without telling the key: 16 hex digits."""
@@ -84,6 +94,10 @@ class Pseudonyms:
     def source(self, source_id: str) -> str:
         """``corpus:`` and 20 hex digits for ``corpus:path``."""
         return self._pseudonym("source", source_id, 20)
+
+    def mark(self, name: str) -> str:
+        """64 hex digits by which a name, itself a pseudonym, is recognised and not told."""
+        return hmac.new(self._key, f"forgotten:{name}".encode(), hashlib.sha256).hexdigest()
 
     def _pseudonym(self, what: str, name: str, digits: int) -> str:
         corpus = name.partition(":")[0]

@@ -119,6 +119,8 @@ def comparison_problem(
     champion_training_speakers: Collection[str],
     labels: Sequence[str],
     test_speakers: Collection[str],
+    *,
+    same_key: bool = True,
 ) -> str | None:
     """Why a champion must not be compared on this test split, or None where it may.
 
@@ -130,7 +132,10 @@ def comparison_problem(
         champion_training_speakers: ``corpus:id`` of the speakers it was trained or tuned on.
         labels: the candidate's labels.
         test_speakers: ``corpus:id`` of the test split's speakers.
+        same_key: whether both lists hold pseudonyms under the same key; else they cannot be compared.
     """
+    if not same_key:
+        return "the champion's speakers are pseudonyms under another key: nobody can tell whether it has heard these"
     if shared := sorted(set(champion_training_speakers) & set(test_speakers)):
         named = ", ".join(shared[:_NAMED_SPEAKERS])
         more = f" and {len(shared) - _NAMED_SPEAKERS} more" if len(shared) > _NAMED_SPEAKERS else ""

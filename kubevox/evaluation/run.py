@@ -190,7 +190,11 @@ def evaluate(
         if champion_uri:
             incumbent = load_bundle(champion_uri)
             problem = comparison_problem(
-                incumbent.spec.labels, incumbent.spec.speakers, split.labels, split.speakers("test")
+                incumbent.spec.labels,
+                incumbent.spec.speakers,
+                split.labels,
+                split.speakers("test"),
+                same_key=incumbent.spec.key_fingerprint == split.dataset.key_fingerprint,
             )
             if problem is None:
                 # From the audio: the champion's frontend may be one that this run computes no blocks of.

@@ -55,6 +55,8 @@ class BundleSpec(Section):
         shape: one feature's shape.
         temperature: the logits are divided by it before the softmax (Guo et al. 2017).
         speakers: whom the model was trained on or chosen by (train and validation).
+        key_fingerprint: of the key that the speakers' names are pseudonyms under; names under another key mean nothing
+            beside them. None: of machines' voices only.
         synthetic: whether any of them is a machine.
     """
 
@@ -72,6 +74,7 @@ class BundleSpec(Section):
     split_hash: str
     training_key: str
     speakers: list[str]
+    key_fingerprint: str | None = None
     synthetic: bool
 
 

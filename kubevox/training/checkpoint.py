@@ -34,7 +34,8 @@ class Checkpoint:
         best: the weights of the best epoch so far.
         optimiser: the optimiser's tensors, as ``<parameter index>.<name>``.
         random: torch's CPU generator state.
-        figures: JSON-able rest: history, best figure, early stopping's counter, schedules, optimiser scalars.
+        figures: JSON-able rest: history, best figure, early stopping's counter, schedules, optimiser scalars, the
+            split's hash.
     """
 
     epoch: int

@@ -160,7 +160,7 @@ def train(
     saved = load_checkpoint(folder)
     with track_run(tracking_uri, experiment, key, saved.figures.get("run_id") if saved else None) as run:
         run.log_setting(_parameters(split, model, config))
-        loop = _Loop(x, y, x_val, y_val, len(split.labels), shape, model, config, device, folder, run)
+        loop = _Loop(x, y, x_val, y_val, len(split.labels), shape, model, config, device, folder, run, split.hash)
         if saved:
             loop.resume(saved)
             if run.fresh:
@@ -181,6 +181,7 @@ def train(
             split_hash=split.hash,
             training_key=key,
             speakers=split.speakers("train", "validation"),
+            key_fingerprint=split.dataset.key_fingerprint,
             synthetic=split.dataset.synthetic,
         )
         bundle_uri = save_bundle(classifier, spec, store)
@@ -212,8 +213,10 @@ class _Loop:
         device: torch.device,
         folder: str,
         run: TrackedRun,
+        split_hash: str,
     ) -> None:
         self.config, self.device, self.folder, self.tracked, self.labels = config, device, folder, run, labels
+        self.split_hash = split_hash
         torch.set_num_threads(config.threads or torch.get_num_threads())
         torch.manual_seed(config.seed)
         axes = (0,) if x.ndim == 2 else (0, 2)
@@ -361,6 +364,7 @@ class _Loop:
             "optimiser": groups,
             "schedule": schedule,
             "run_id": self.tracked.id,
+            "split": self.split_hash,  # whoever purges the split finds what was learnt from it
         }
         save_checkpoint(
             self.folder,

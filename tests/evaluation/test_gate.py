@@ -96,6 +96,13 @@ def test_a_refused_comparison_is_not_made_even_with_the_champions_figures_at_han
     assert "uar_vs_champion" not in [criterion.name for criterion in verdict.criteria]
 
 
+def test_names_under_another_key_cannot_be_compared():
+    problem = comparison_problem(["a", "b"], ["x:1"], ["a", "b"], ["x:2"], same_key=False)
+    verdict = judge(changed(uar=0.99), GATE, None, problem)
+    assert failed(verdict) == ["champion_comparable"]
+    assert "under another key" in verdict.summary()[1]
+
+
 def test_a_champion_with_other_labels_cannot_be_compared():
     problem = comparison_problem(["da", "sv"], [], ["da", "fo"], ["x:1"])
     assert problem is not None

@@ -21,15 +21,16 @@ from kubevox.data.audio import decode, encode_flac
 from kubevox.data.corpora import Corpus, Recording, corpus_class, corpus_names, open_corpus
 from kubevox.data.corpora.caps import cap
 from kubevox.data.dataset import history
+from kubevox.data.dataset.forgetting import Suppressed
 from kubevox.data.dataset.utterances import Shard, ShardWriter, Utterance, read_utterances
 from kubevox.data.dataset.versions import FORMAT, DatasetVersion, load_dataset, publish_version, resolve
 from kubevox.data.pseudonyms import Pseudonyms
-from kubevox.errors import AudioError, CorpusError, ValidationError
+from kubevox.errors import AudioError, CorpusError, StorageError, ValidationError
 from kubevox.processes import CRASHED, Workers
 from kubevox.progress import ProgressBar, note
 from kubevox.provenance import content_hash
 
-__all__ = ["Found", "Place", "Stored", "ingest", "store_recordings", "survey"]
+__all__ = ["Found", "Place", "Stored", "ingest", "refuse_forgotten", "store_recordings", "survey"]
 
 _SHARD_STAGE = "ingest-shard"
 
@@ -49,7 +50,7 @@ class Found:
         corpora: opened, in the configuration's order.
         recordings: of all of them that no cap leaves out, with the names under which they are stored.
         places: stored source id to the corpus that listed it and where a person finds the file.
-        counts: for each corpus, what was found and left out.
+        counts: for each corpus, what was found, left out by a cap, and forgotten.
         names: what makes the pseudonyms; None where every voice is a machine's.
         key: changes whenever the recordings or what is made of them do.
     """
@@ -100,7 +101,9 @@ def ingest(config: DataConfig, store: str) -> tuple[DatasetVersion, bool]:
         ValidationError: more than ``max_rejected_share`` of the files could not be decoded; no version is made.
     """
     if config.version:
-        return resolve(store, config.name, config.version), True
+        version = resolve(store, config.name, config.version)
+        refuse_forgotten(version)
+        return version, True
     found = survey(config, store)
     if (known := storage.recall(store, "ingest", found.key)) and storage.exists(
         storage.join(known["uri"], "dataset.json")
@@ -108,6 +111,7 @@ def ingest(config: DataConfig, store: str) -> tuple[DatasetVersion, bool]:
         version = load_dataset(known["uri"])
         # The rejects of these sources: the version may have been made of others, with the same good recordings.
         _check_rejects(known["rejects"], version.utterances, known["first_reject"], found, config)
+        _record(store, config.name, version)
         return version, True
     for count in found.counts:
         _tell(count)
@@ -138,9 +142,29 @@ def ingest(config: DataConfig, store: str) -> tuple[DatasetVersion, bool]:
         "first_reject": stored.rejects[0]["source_id"] if stored.rejects else "",
     }
     storage.remember(store, "ingest", found.key, answer)
-    if version.hash not in {entry.dataset for entry in history.history(store, config.name)}:
-        history.record(store, config.name, version.hash, "ingest", ", ".join(count["name"] for count in counts))
+    _record(store, config.name, version)
     return version, reused
+
+
+def refuse_forgotten(version: DatasetVersion) -> None:
+    """Keep a version from use that was made before somebody in it was forgotten.
+
+    Raises:
+        StorageError: there is such a person in it.
+    """
+    suppressed = Suppressed(version.store, Pseudonyms.of_store(version.store))
+    if people := suppressed.held_by(version):
+        raise StorageError(
+            f"{version.uri}: holds {len(people)} speakers who were forgotten since; use the current version "
+            "(kubevox data list), or purge this one (kubevox data forget --erase)"
+        )
+
+
+def _record(store: str, name: str, version: DatasetVersion) -> None:
+    """Make new content the current version; what was current once is only made so again by a rollback."""
+    if version.hash not in {entry.dataset for entry in history.history(store, name)}:
+        corpora = ", ".join(corpus["name"] for corpus in version.corpora)
+        history.record(store, name, version.hash, "ingest", corpora)
 
 
 def survey(config: DataConfig, store: str) -> Found:
@@ -157,6 +181,8 @@ def survey(config: DataConfig, store: str) -> Found:
     recordings: list[Recording] = []
     counts = []
     places: dict[str, Place] = {}
+    suppressed = Suppressed(store, names)
+    marks: set[str] = set()
     for corpus, source in zip(corpora, config.corpora, strict=True):
         listed = list(corpus.recordings())
         chosen, left_out = cap(listed, source.max_recordings, source.max_per_class)
@@ -164,6 +190,10 @@ def survey(config: DataConfig, store: str) -> Found:
         for recording in chosen:
             if names is not None and not _by_machine(recording, corpus):
                 recording = _pseudonymised(recording, names, config.publish_names)
+            if mark := suppressed.find(recording.speaker, recording.source_id):
+                marks.add(mark)
+                counts[-1]["forgotten"] += 1
+                continue
             if recording.source_id in places:
                 first = places[recording.source_id].origin
                 raise CorpusError(
@@ -178,6 +208,7 @@ def survey(config: DataConfig, store: str) -> Found:
             [corpus.name, corpus.options.digest(), source.max_recordings, source.max_per_class, corpus.fingerprint()]
             for corpus, source in zip(corpora, config.corpora, strict=True)
         ],
+        sorted(marks),
     )
     return Found(corpora, recordings, places, counts, names, key)
 
@@ -383,6 +414,7 @@ def _count(corpus: Corpus, listed: Sequence[Recording], left_out: int) -> dict[s
         "options": corpus.options.model_dump(mode="json"),
         "found": len(listed),
         "left_out": left_out,
+        "forgotten": 0,
         "passed_over": corpus.passed_over(),
         "labels": dict(sorted(Counter(r.raw_label for r in listed if r.raw_label).items())),
         "speakers": len({r.speaker for r in listed if r.speaker}),
@@ -423,7 +455,7 @@ def _tally(found: Found, stored: Stored) -> list[dict[str, Any]]:
     failed = Counter(found.places[reject["source_id"]].corpus for reject in stored.rejects)
     for count in found.counts:
         name = count["name"]
-        if count["found"] != count["left_out"] + rows[name] + failed[name]:
+        if count["found"] != count["left_out"] + count["forgotten"] + rows[name] + failed[name]:
             raise AssertionError(f"{count} but stored {rows[name]}, failed {failed[name]}: recordings were lost")
     return [{**count, "stored": rows[count["name"]], "failed": failed[count["name"]]} for count in found.counts]
 
