@@ -16,7 +16,7 @@ def split(
     split: dsl.OutputPath(str),  # type: ignore[valid-type]
     certificate: dsl.Output[dsl.Artifact],
 ) -> List[Dict[str, str]]:  # noqa: UP006
-    """Make a speaker-disjoint split; speakers that were assigned before stay where they are.
+    """Make a certified split by the configured protocol; speakers that were assigned before stay where they are.
 
     Args:
         dataset: the dataset's URI.
@@ -38,7 +38,7 @@ def split(
     from kubevox.data.dataset import load_dataset
     from kubevox.data.splits import make_split
     from kubevox.data.validation import accepted_source_ids
-    from kubevox.progress import result
+    from kubevox.progress import note, result
 
     made, reused = make_split(
         load_dataset(dataset),
@@ -50,6 +50,8 @@ def split(
     Path(split).write_text(made.uri)
     Path(certificate.path).write_text(json.dumps(made.certificate, indent=2))
     certificate.metadata["split"] = made.uri
+    for warning in made.certificate["warnings"]:
+        note(f"split: {warning}")
     speakers = made.certificate["speakers"]
     unverified = made.certificate["unverified_corpora"]
     result(
@@ -62,5 +64,7 @@ def split(
         speakers=speakers,
         utterances=made.certificate["utterances"],
         unverified=sorted(unverified),
+        protocol=made.certificate["config"]["protocol"],
+        warnings=made.certificate["warnings"],
     )
     return [{"shard": shard, "split": made.uri} for shard in made.dataset.shard_uris]

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from kubevox.config.base import Device, Positive, PositiveInt, Section, Seed, Share, refusal, refuse_empty_range
 from kubevox.config.explain import parse_section
 from kubevox.config.features import FeaturesConfig
+from kubevox.config.validation import ValidateConfig
 from kubevox.errors import ConfigError
 
 __all__ = [
@@ -115,31 +116,16 @@ class DataConfig(Section):
     shard_mb: PositiveInt = Field(default=64, le=256)
 
 
-class ValidateConfig(Section):
-    """What an utterance must be to be accepted."""
-
-    min_duration_s: Positive = 0.7
-    max_duration_s: Positive = 60.0
-    sample_rates: list[PositiveInt] = [8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 96000]
-    min_bytes: PositiveInt = 2_000
-    max_bytes: PositiveInt = 22_000_000
-    silence_dbfs: float = Field(default=-70.0, lt=0.0)
-    clipped_share: Share = 0.01
-    max_quarantined_share: Share = 0.05
-
-    @model_validator(mode="after")
-    def _bounds_are_ordered(self) -> ValidateConfig:
-        refuse_empty_range(self, "min_duration_s", "max_duration_s")
-        refuse_empty_range(self, "min_bytes", "max_bytes")
-        return self
-
-
 class SplitConfig(Section):
-    """How speakers are divided."""
+    """How utterances are divided into train, validation and test."""
 
+    protocol: Literal["holdout", "kfold", "leave_one_corpus_out", "published"] = "holdout"
     validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
     test_share: float = Field(default=0.2, gt=0.0, lt=1.0)
     folds: int = Field(default=5, ge=2)
+    fold: int = Field(default=0, ge=0)
+    held_out: str | None = None
+    published: Literal["keep", "ignore"] | None = None
     disjoint_sentences: bool = False
     seed: Seed = 0
 
@@ -151,6 +137,20 @@ class SplitConfig(Section):
                 self.validation_share,
                 f"with test_share = {self.test_share:g} it leaves nothing to train on",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_protocol_has_what_it_needs(self) -> SplitConfig:
+        if self.protocol == "kfold" and self.folds < 3:
+            raise refusal("folds", self.folds, "protocol kfold needs 3 at least: to test, to validate and to train")
+        if self.protocol == "kfold" and self.fold >= self.folds:
+            raise refusal("fold", self.fold, f"with folds = {self.folds} it is one of 0 to {self.folds - 1}")
+        if self.protocol != "kfold" and self.fold:
+            raise refusal("fold", self.fold, "it chooses the test fold of protocol kfold only")
+        if (self.protocol == "leave_one_corpus_out") != (self.held_out is not None):
+            raise refusal("held_out", self.held_out, "protocol leave_one_corpus_out, and no other, needs a corpus")
+        if self.protocol == "published" and self.published == "ignore":
+            raise refusal("published", self.published, "protocol published is to keep what is published")
         return self
 
 

@@ -2,10 +2,12 @@
 
 from kubevox.evaluation.gate import Criterion, Figures, Verdict, comparison_problem, judge
 from kubevox.evaluation.intervals import Estimate
+from kubevox.evaluation.probe import CorpusProbe, probe_corpora
 from kubevox.evaluation.report import ScoredModel, render_report
 from kubevox.evaluation.scores import Cost, Predictions, Scores, Slice, score
 
 __all__ = [
+    "CorpusProbe",
     "Cost",
     "Criterion",
     "Estimate",
@@ -17,6 +19,7 @@ __all__ = [
     "Verdict",
     "comparison_problem",
     "judge",
+    "probe_corpora",
     "render_report",
     "score",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 
 from kubevox.evaluation.gate import Criterion, Verdict
 from kubevox.evaluation.intervals import FEWEST_SPEAKERS, Estimate
+from kubevox.evaluation.probe import CorpusProbe
 from kubevox.evaluation.scores import Cost, Scores
 from kubevox.page import (
     INK,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["ScoredModel", "render_report"]
 
 _SPLITS = ("train", "validation", "test")
+_OPEN = {"speaker-disjoint: unverified": "unverified", "label-coverage": "in part"}
+"""What the badge of a check says that neither holds nor fails, where it is another word than "not asked"."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ def render_report(
     baseline: ScoredModel | None = None,
     champion: ScoredModel | None = None,
     curves: Sequence[Mapping[str, float | None]] = (),
+    verified_only: Scores | None = None,
+    probe: CorpusProbe | None = None,
 ) -> str:
     """The report as a self-contained HTML page; on synthetic data its first line says so.
 
@@ -73,16 +78,19 @@ def render_report(
             comparison was refused (the verdict then says why).
         curves: one mapping an epoch: ``epoch``, ``train_loss``, ``val_loss``, ``val_uar``, ``lr``; what is missing
             is not drawn.
+        verified_only: the candidate's scores without the corpora that do not name their speakers.
+        probe: how recognisable the corpora are.
     """
     with plotting():
         sections = [
-            _overview(model, verdict),
+            _overview(model, verdict, verified_only),
             _gate(verdict),
             _comparison(model, baseline, champion, verdict),
             _classes(model.scores),
             _calibration(model.scores),
             *([_training(curves)] if curves else []),
             _slices(model.scores),
+            *_channel(probe, model.scores, certificate),
             _protocol(certificate),
             _lineage(model, lineage),
         ]
@@ -96,7 +104,7 @@ def render_report(
     )
 
 
-def _overview(model: ScoredModel, verdict: Verdict) -> Section:
+def _overview(model: ScoredModel, verdict: Verdict, verified_only: Scores | None) -> Section:
     scores, cost = model.scores, model.cost
     label, worst = scores.worst
     states = {criterion.name: "pass" if criterion.passed else "fail" for criterion in verdict.criteria}
@@ -106,6 +114,11 @@ def _overview(model: ScoredModel, verdict: Verdict) -> Section:
             _figure(scores.uar),
             f"{_interval(scores, scores.uar)}; chance {scores.chance_uar:.3f}",
             states["uar"],
+        ),
+        *(
+            [Card("UAR, speakers verified", _figure(verified_only.uar), _verified_note(verified_only))]
+            if verified_only is not None
+            else []
         ),
         Card("Accuracy", _figure(scores.accuracy), _interval(scores, scores.accuracy)),
         Card("Worst label", f"{worst:.3f}", f"recall of {label}", states["worst_recall"]),
@@ -125,6 +138,10 @@ def _overview(model: ScoredModel, verdict: Verdict) -> Section:
     failed = f": {', '.join(criterion.name for criterion in verdict.failed)}" if verdict.failed else ""
     decision = notice(f"{outcome[0].upper()}{outcome[1:]}{failed}.", "pass" if verdict.promote else "fail")
     return Section("Overview", [cards(items), decision, *(notice(caveat) for caveat in scores.caveats)])
+
+
+def _verified_note(scores: Scores) -> str:
+    return f"{_interval(scores, scores.uar)}; {_count(scores.utterances, 'recording')} of corpora that name speakers"
 
 
 def _gate(verdict: Verdict) -> Section:
@@ -394,13 +411,50 @@ def _slices(scores: Scores) -> Section:
     return Section("Parts of the test split", [table(headers, rows, numeric={2, 3, 4, 5})])
 
 
+def _channel(probe: CorpusProbe | None, scores: Scores, certificate: Mapping[str, Any]) -> list[Section]:
+    """What a reader should know of corpora and labels that go together; nothing where there is one corpus."""
+    parts: list[Markup | str] = []
+    if single := certificate.get("single_corpus_labels"):
+        named = ", ".join(f"{label} ({corpus})" for label, corpus in single.items())
+        parts.append(notice(f"Labels that a single corpus has: {named}. There the channel alone gives the label away."))
+    if probe is not None:
+        parts += [
+            paragraph(
+                f"A linear probe on this model's input names the corpus of the test recordings with a UAR of "
+                f"{_with_interval(probe.uar)}; chance is {probe.chance:.3f}. It was fitted on {probe.fitted_on:,} "
+                f"recordings of training and validation and scored on {probe.scored_on:,} of the test split."
+            ),
+            paragraph(
+                f"Whoever knows the corpus and does not listen names the label with a UAR of "
+                f"{probe.label_uar_from_corpus:.3f}; chance is {probe.chance_of_label:.3f}, this model has "
+                f"{scores.uar.value:.3f}."
+            ),
+        ]
+        rows = [["all", ", ".join(probe.corpora), _with_interval(probe.uar), f"{probe.chance:.3f}"]]
+        rows += [
+            [one.label, ", ".join(one.corpora), _with_interval(one.uar), f"{one.chance:.3f}"]
+            for one in probe.within_label
+        ]
+        headers = ["Recordings of", "Corpora told apart", "UAR of the corpus", "Chance"]
+        parts.append(table(headers, rows, numeric={2, 3}, caption="The probe, over all labels and within each."))
+    if not parts:
+        return []
+    return [
+        Section(
+            "How recognisable the corpora are",
+            parts,
+            lead="Where labels and corpora go together, a model may learn the channel instead of the label.",
+        )
+    ]
+
+
 def _protocol(certificate: Mapping[str, Any]) -> Section:
     checks = {check["name"]: check for check in certificate["checks"]}
     disjoint = checks.get("speaker-disjoint", {"passed": None, "detail": "not checked"})
     unverified = certificate.get("unverified_corpora") or {}
     if disjoint["passed"] and not unverified:
         statement = notice("No speaker is in two splits.", "pass")
-    elif disjoint["passed"]:
+    elif disjoint["passed"] is not False and unverified:
         statement = notice(
             "No known speaker is in two splits; it could not be verified for "
             f"{', '.join(f'{corpus} ({count:,} recordings)' for corpus, count in unverified.items())}, which "
@@ -419,15 +473,36 @@ def _protocol(certificate: Mapping[str, Any]) -> Section:
         for split in _SPLITS
     ]
     headers = ["Split", "Speakers", "Recordings", *labels]
-    certified = [[badge(check["passed"]), check["name"], check["detail"]] for check in certificate["checks"]]
+    certified = [
+        [
+            badge(check["passed"], _OPEN.get(check["name"]) if check["passed"] is None else None),
+            check["name"],
+            check["detail"],
+        ]
+        for check in certificate["checks"]
+    ]
     return Section(
         "Speakers and splits",
         [
             statement,
+            *(notice(f"{warning[0].upper()}{warning[1:]}.") for warning in certificate.get("warnings", ())),
             table(headers, rows, numeric=range(1, len(headers))),
             table(["", "Check", "What was found"], certified, caption="The split's certificate."),
         ],
+        lead=_protocol_lead(certificate.get("config") or {}),
     )
+
+
+def _protocol_lead(config: Mapping[str, Any]) -> str:
+    match config.get("protocol"):
+        case "kfold":
+            return f"Of {config['folds']} folds, number {config['fold']} is the test split."
+        case "leave_one_corpus_out":
+            return f"The corpus {config['held_out']} is the test split; nothing of it was trained on."
+        case "published":
+            return "Where a corpus has published partitions, they are the splits."
+        case _:
+            return ""
 
 
 def _lineage(model: ScoredModel, lineage: Mapping[str, str | None]) -> Section:

@@ -21,9 +21,10 @@ from kubevox import storage
 from kubevox.config import EvaluateConfig, FeaturesConfig, GateConfig
 from kubevox.data.audio import Waveform
 from kubevox.data.dataset import read_audio
-from kubevox.data.splits import Split, load_split
+from kubevox.data.splits import Split, SplitName, load_split
 from kubevox.errors import BundleError, StorageError
 from kubevox.evaluation.gate import Figures, Verdict, comparison_problem, judge
+from kubevox.evaluation.probe import CorpusProbe, Sample, probe_corpora
 from kubevox.evaluation.report import ScoredModel, render_report
 from kubevox.evaluation.scores import Cost, Predictions, Scores, score
 from kubevox.progress import ProgressBar
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate", "load_evaluation"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Evaluation:
         verdict: the gate's.
         baseline: the reference model's scores, or None.
         champion: the champion's scores on the same test split, or None where there was nothing to compare.
+        verified_only: the bundle's scores without the corpora that do not name their speakers; None where all do, or
+            none does.
+        corpus_probe: how recognisable the corpora are; None where there are no two to tell apart.
         reused: whether it had been made before.
     """
 
@@ -61,6 +65,8 @@ class Evaluation:
     verdict: Verdict
     baseline: Scores | None
     champion: Scores | None
+    verified_only: Scores | None = None
+    corpus_probe: CorpusProbe | None = None
     reused: bool = False
 
     def headline(self) -> dict[str, float]:
@@ -79,13 +85,20 @@ class Evaluation:
             "latency_p50_ms": self.cost.latency_p50_ms,
             "latency_p95_ms": self.cost.latency_p95_ms,
         }
-        for name, scores in (("baseline", self.baseline), ("champion", self.champion)):
+        others = {"baseline": self.baseline, "champion": self.champion, "verified_only": self.verified_only}
+        for name, scores in others.items():
             if scores is not None:
                 figures |= {
                     f"{name}_uar": scores.uar.value,
                     f"{name}_uar_low": scores.uar.low,
                     f"{name}_uar_high": scores.uar.high,
                 }
+        if self.corpus_probe is not None:
+            figures |= {
+                "corpus_probe_uar": self.corpus_probe.uar.value,
+                "corpus_probe_chance": self.corpus_probe.chance,
+                "label_uar_from_corpus": self.corpus_probe.label_uar_from_corpus,
+            }
         return figures
 
     def probabilities(self) -> dict[str, list[float]]:
@@ -113,6 +126,8 @@ def load_evaluation(uri: str) -> Evaluation:
         verdict=Verdict.from_dict(content["verdict"]),
         baseline=Scores.from_dict(content["baseline"]) if content["baseline"] else None,
         champion=Scores.from_dict(content["champion"]) if content["champion"] else None,
+        verified_only=Scores.from_dict(content["verified_only"]) if content.get("verified_only") else None,
+        corpus_probe=CorpusProbe.from_dict(content["corpus_probe"]) if content.get("corpus_probe") else None,
     )
 
 
@@ -161,21 +176,27 @@ def evaluate(
             f"bundle {bundle_uri} was not trained on split {split_uri}; its test rows are not this model's"
         )
 
+    def heard(candidate: Bundle, ids: Sequence[str]) -> npt.NDArray[np.float32]:
+        from kubevox.features.blocks import load_features
+
+        return load_features(blocks, candidate.frontend.config, features.recipes["default"], ids)
+
     def from_blocks(candidate: Bundle) -> npt.NDArray[np.float32]:
         import torch
 
-        from kubevox.features.blocks import load_features
-
-        values = load_features(
-            blocks, candidate.frontend.config, features.recipes["default"], [row.id for row, _ in rows]
-        )
         with torch.inference_mode():
-            return candidate.probabilities(values)
+            return candidate.probabilities(heard(candidate, [row.id for row, _ in rows]))
 
     timed = _test_audio(split, config.latency_clips)
-    with ProgressBar("evaluate", 4, "parts") as bar:
+    with ProgressBar("evaluate", 5, "parts") as bar:
         predictions = _predictions(split, from_blocks(bundle))
         scores = score(predictions, split.labels, config)
+        verified = predictions.without_corpora(split.certificate["unverified_corpora"])
+        verified_only = score(verified, split.labels, config) if 0 < len(verified) < len(predictions) else None
+        bar.update()
+        probe = probe_corpora(
+            _samples(split, "train", "validation"), _samples(split, "test"), lambda ids: heard(bundle, ids), config
+        )
         bar.update()
         baseline = None
         if baseline_uri:
@@ -224,6 +245,8 @@ def evaluate(
         "cost": cost.to_dict(),
         "baseline": baseline.scores.to_dict() if baseline else None,
         "champion": champion.scores.to_dict() if champion else None,
+        "verified_only": verified_only.to_dict() if verified_only else None,
+        "corpus_probe": probe.to_dict() if probe else None,
         "verdict": verdict.to_dict(),
         "git_commit": git_commit(),
     }
@@ -262,6 +285,8 @@ def evaluate(
             baseline=baseline,
             champion=champion,
             curves=_curves(store, bundle),
+            verified_only=verified_only,
+            probe=probe,
         )
         (folder / "report.html").write_text(page, encoding="utf-8")
         (folder / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -285,6 +310,10 @@ def _predictions(split: Split, probabilities: npt.NDArray[np.float32]) -> Predic
         corpora=[utterance.corpus for utterance, _ in rows],
         sexes=[utterance.sex for utterance, _ in rows],
     )
+
+
+def _samples(split: Split, *splits: SplitName) -> list[Sample]:
+    return [Sample(utterance.id, utterance.corpus, label, utterance.speaker) for utterance, label in split.of(*splits)]
 
 
 def _test_audio(split: Split, most: int) -> list[Waveform]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,18 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def without_corpora(self, corpora: Collection[str]) -> Predictions:
+        """The predictions of the other corpora's utterances."""
+        keep = [i for i, corpus in enumerate(self.corpora) if corpus not in corpora]
+        return Predictions(
+            ids=[self.ids[i] for i in keep],
+            truth=[self.truth[i] for i in keep],
+            probabilities=self.probabilities[keep],
+            speakers=[self.speakers[i] for i in keep],
+            corpora=[self.corpora[i] for i in keep],
+            sexes=[self.sexes[i] for i in keep],
+        )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Splits: speakers never in two, never moved, and every edit noticed."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -15,53 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubevox.config import CorpusSource, DataConfig, SplitConfig, TaskConfig
-from kubevox.data.dataset import Utterance, ingest, read_utterances
+from kubevox.data.dataset import ingest, read_utterances
 from kubevox.data.splits import SPLITS, assign_speakers, load_split, make_split
 from kubevox.errors import SplitError, StorageError
 from kubevox.provenance import content_hash
-
-LABELS = ("angry", "happy", "sad")
-TASK = TaskConfig(name="mood", labels=list(LABELS))
-
-
-def utterance(number: int, speaker: str | None, corpus: str = "c", sex: str | None = None) -> Utterance:
-    return Utterance(
-        id=f"{number:064x}",
-        corpus=corpus,
-        speaker=speaker and f"{corpus}:{speaker}",
-        sex=sex,
-        raw_label=None,
-        intensity=None,
-        language=None,
-        text=None,
-        duration_s=1.0,
-        sample_rate=16_000,
-        source_id=f"{corpus}:{number}",
-        source_bytes=1,
-        source_sample_rate=16_000,
-    )
-
-
-@st.composite
-def layouts(draw, least: int = 3, most: int = 24, corpora: str = "ab"):
-    """Utterances with labels: a few corpora, speakers of different sizes, who need not have every label."""
-    speakers = draw(
-        st.lists(
-            st.tuples(
-                st.sampled_from(corpora),
-                st.sampled_from([None, "female", "male"]),
-                st.lists(st.sampled_from(LABELS), min_size=1, max_size=6),
-            ),
-            min_size=least,
-            max_size=most,
-        )
-    )
-    layout = []
-    for number, (corpus, sex, labels) in enumerate(speakers):
-        for label in labels:
-            layout.append((utterance(len(layout), f"s{number:02d}", corpus, sex), label))
-    return layout
-
+from tests.data.split_layouts import LABELS, TASK, layouts, stored, utterance
 
 configs = st.builds(
     SplitConfig,
@@ -133,7 +92,7 @@ def test_labels_and_sexes_are_even_across_splits():
 
 
 def test_speakers_who_were_placed_before_count_towards_the_shares():
-    layout = [(utterance(i, f"s{i}"), LABELS[i % 3]) for i in range(10)]
+    layout = [(utterance(i, f"s{i // 3}"), LABELS[i % 3]) for i in range(30)]
     previous = {f"c:s{i}": "train" for i in range(6)}
     assigned = assign_speakers(layout, SplitConfig(validation_share=0.2, test_share=0.2), previous)
     assert Counter(assigned.values()) == {"train": 6, "validation": 2, "test": 2}
@@ -177,6 +136,10 @@ def split(pristine, store):
     return load_split(f"{store}/splits/{pristine.hash}")
 
 
+def checks(split) -> dict[str, bool | None]:
+    return {check["name"]: check["passed"] for check in split.certificate["checks"]}
+
+
 def refusal(uri: str) -> str:
     with pytest.raises(SplitError) as caught:
         load_split(uri)
@@ -196,10 +159,14 @@ def test_a_split_holds_every_accepted_utterance_once_and_says_who_is_where(split
     assert len(set.union(*speakers.values())) == 8
     assert sum(len(split.of(name)) for name in SPLITS) == len(split.of(*SPLITS)) == 48
     assert split.certificate["labels"]["test"] == {"angry": 4, "happy": 4, "sad": 4}
-    assert {check["name"]: check["passed"] for check in split.certificate["checks"]} == {
+    assert checks(split) == {
         "speaker-disjoint": True,
         "audio-disjoint": True,
         "sentence-disjoint": None,
+        "published-partitions": None,
+        "assignment-log": True,
+        "label-coverage": True,
+        "seal": True,
     }
 
 
@@ -292,57 +259,66 @@ def test_too_few_speakers_are_refused_and_nothing_is_stored(folder_corpus, store
     assert not (Path(store) / "assignments").exists()
 
 
-def test_a_split_that_old_assignments_leave_empty_is_refused_with_the_counts(folder_corpus, store):
-    folder = folder_corpus(speakers=8)
-    first, _ = made(folder, store)
-    trained = {u.source_id for u, _ in first.of("train")}
-    for source_id in {u.source_id for u in first.utterances} - trained:
-        (folder / source_id.removeprefix("folder:")).unlink()
+def test_a_split_that_old_assignments_leave_empty_is_refused_with_the_counts(store):
+    layout = everyone(8)
+    trained = set(split_of(layout, store).speakers("train"))
+    left = [(u, label) for u, label in layout if u.speaker in trained]
     with pytest.raises(SplitError, match="the validation split is empty: speakers are train 4, validation 0, test 0; "):
-        made(folder, store)
+        split_of(left, store)
 
 
 def test_speakers_who_are_not_known_are_reported_as_unverified(folder_corpus, store):
     split, _ = made(folder_corpus(), store, speaker=None)
     assert split.certificate["unverified_corpora"] == {"folder": 36}
     assert split.certificate["speakers"] == {"train": 0, "validation": 0, "test": 0}
-    (check,) = (check for check in split.certificate["checks"] if check["name"] == "speaker-disjoint")
-    assert "unverified for folder" in check["detail"]
+    assert checks(split)["speaker-disjoint"] is None
+    assert checks(split)["speaker-disjoint: unverified"] is None
+    details = {check["name"]: check["detail"] for check in split.certificate["checks"]}
+    assert details["speaker-disjoint: unverified"] == "folder (36 recordings without a speaker)"
     assert {row[2] for row in split.rows} == set(SPLITS)
 
 
-def with_sentences(dataset, say):
-    """Give the rows of a stored dataset a text, as a corpus would that knows it."""
-    for uri in dataset.shard_uris:
-        table = pq.read_table(uri)
-        rows = [row | {"text": say(row)} for row in table.to_pylist()]
-        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), uri)
+def saying(layout, say):
+    """A layout whose recordings have texts."""
+    return [(dataclasses.replace(u, text=say(u)), label) for u, label in layout]
 
 
-def test_sentences_are_kept_apart_when_asked_for(folder_corpus, store):
-    dataset, _ = ingest(DataConfig(corpora=[CorpusSource(name="folder", path=str(folder_corpus(clips=4)))]), store)
+def everyone(speakers: int = 6, clips: int = 4):
+    """Speakers who have every label."""
+    return [
+        (utterance(100 * i + 10 * j + k, f"s{i}", label=label), label)
+        for i in range(speakers)
+        for j, label in enumerate(LABELS)
+        for k in range(clips)
+    ]
+
+
+def split_of(layout, store, config=None, task=TASK):
+    dataset = stored([u for u, _ in layout], store)
+    return make_split(dataset, [u.source_id for u, _ in layout], task, config or SplitConfig(), store)[0]
+
+
+def test_sentences_are_kept_apart_when_asked_for(store):
     chance = random.Random(1)
-    said = defaultdict(lambda: f"sentence {chance.randrange(30)}")
-    with_sentences(dataset, lambda row: said[row["id"]] if chance.random() < 0.9 else None)
-    accepted = [u.source_id for u in read_utterances(dataset.shard_uris)]
-    split, _ = make_split(dataset, accepted, TASK, SplitConfig(disjoint_sentences=True), store)
+    layout = saying(everyone(), lambda u: f"sentence {chance.randrange(30)}" if chance.random() < 0.9 else None)
+    split = split_of(layout, store, SplitConfig(disjoint_sentences=True))
     heard = {name: {u.text for u, _ in split.of(name)} - {None} for name in SPLITS}
     assert sum(map(len, heard.values())) == len(set.union(*heard.values()))
-    plain, _ = make_split(dataset, accepted, TASK, SplitConfig(), store)
+    plain = split_of(layout, store)
     assert split.of("test") == plain.of("test")  # test keeps all of its recordings
     left_out = len(plain.rows) - len(split.rows)
     assert left_out > 0
-    checks = {check["name"]: check for check in split.certificate["checks"]}
-    assert checks["sentence-disjoint"]["passed"] is True
-    assert checks["sentence-disjoint"]["detail"].startswith(f"{left_out} recordings left out")
+    assert split.certificate["left_out"] == {"sentences of another split": left_out}
+    assert checks(split)["sentence-disjoint"] is True
+    assert checks(plain)["sentence-disjoint"] is None
+    (detail,) = (c["detail"] for c in split.certificate["checks"] if c["name"] == "sentence-disjoint")
+    assert detail.startswith(f"{left_out} recordings left out")
 
 
-def test_sentences_that_everyone_says_cannot_be_kept_apart(folder_corpus, store):
-    dataset, _ = ingest(DataConfig(corpora=[CorpusSource(name="folder", path=str(folder_corpus()))]), store)
-    with_sentences(dataset, lambda row: "Dogs are sitting by the door")
-    accepted = [u.source_id for u in read_utterances(dataset.shard_uris)]
-    with pytest.raises(SplitError, match=r"split is empty: split\.disjoint_sentences left out 30 recordings"):
-        make_split(dataset, accepted, TASK, SplitConfig(disjoint_sentences=True), store)
+def test_sentences_that_everyone_says_cannot_be_kept_apart(store):
+    layout = saying(everyone(), lambda u: "Dogs are sitting by the door")
+    with pytest.raises(SplitError, match=r"split is empty: split\.disjoint_sentences left out 60 recordings"):
+        split_of(layout, store, SplitConfig(disjoint_sentences=True))
 
 
 def rewrite(uri: str, change) -> None:
@@ -519,10 +495,12 @@ def test_real_speech_is_divided_by_actor(speech_data, store, tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(file)
     source = CorpusSource(name="ravdess", path=str(tmp_path / "ravdess"))
-    dataset, _ = ingest(DataConfig(corpora=[source]), store)
+    dataset, _ = ingest(DataConfig(corpora=[source], publish_names=True), store)
     left_out = dict.fromkeys(["neutral", "calm", "happy", "fearful", "disgust", "surprised"])
     task = TaskConfig(name="emotion", labels=["angry", "sad"], map={"ravdess": left_out})
     accepted = [u.source_id for u in read_utterances(dataset.shard_uris)]
     split, _ = make_split(dataset, accepted, task, SplitConfig(), store)
     assert split.certificate["speakers"] == {"train": 3, "validation": 1, "test": 1}
-    assert all(f"-{u.speaker.removeprefix('ravdess:')}.flac" in u.source_id for u in split.utterances)
+    # The speaker is a pseudonym, the file's name was left as it is, and ends in the actor's number.
+    actors = {name: {u.source_id.rpartition("-")[2] for u, _ in split.of(name)} for name in SPLITS}
+    assert sum(map(len, actors.values())) == len(set.union(*actors.values())) == 5

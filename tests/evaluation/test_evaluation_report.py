@@ -8,6 +8,8 @@ import pytest
 
 from kubevox.config import EvaluateConfig, GateConfig
 from kubevox.evaluation import Cost, Figures, Predictions, comparison_problem, judge, score
+from kubevox.evaluation.intervals import Estimate
+from kubevox.evaluation.probe import CorpusProbe, LabelProbe
 from kubevox.evaluation.report import ScoredModel, render_report
 from kubevox.page import SYNTHETIC_NOTICE
 
@@ -103,6 +105,58 @@ def test_a_corpus_without_speakers_weakens_the_statement():
     page = text(report(certificate=CERTIFICATE | {"unverified_corpora": {"crowd": 12}}))
     assert "No speaker is in two splits." not in page
     assert "could not be verified for crowd (12 recordings)" in page
+
+
+def test_a_split_nobody_can_verify_is_not_called_disjoint():
+    checks = [
+        {"name": "speaker-disjoint", "passed": None, "detail": "no corpus names its speakers"},
+        {"name": "speaker-disjoint: unverified", "passed": None, "detail": "crowd (12 recordings without a speaker)"},
+    ]
+    page = text(report(certificate=CERTIFICATE | {"checks": checks, "unverified_corpora": {"crowd": 12}}))
+    assert "could not be verified for crowd (12 recordings)" in page
+    assert "– unverified speaker-disjoint: unverified crowd (12 recordings without a speaker)" in page
+    assert "No speaker is in two splits." not in page
+
+
+def test_the_figure_without_unverified_corpora_stands_beside_the_headline():
+    verified = model("rescnn", 5).scores
+    page = text(report(verified_only=verified))
+    assert f"UAR, speakers verified {verified.uar.value:.3f} 95% interval {verified.uar.low:.3f}" in page
+    assert "speakers verified" not in text(report())
+
+
+def test_warnings_of_the_certificate_are_passed_on():
+    page = text(report(certificate=CERTIFICATE | {"warnings": ["test has fewer than 2 speakers of sad (1)"]}))
+    assert "Test has fewer than 2 speakers of sad (1)." in page
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"protocol": "kfold", "folds": 5, "fold": 3}, "Of 5 folds, number 3 is the test split."),
+        ({"protocol": "leave_one_corpus_out", "held_out": "emodb"}, "The corpus emodb is the test split"),
+    ],
+)
+def test_the_protocol_is_said(config, words):
+    assert words in text(report(certificate=CERTIFICATE | {"config": config}))
+
+
+def test_the_channel_has_its_own_section():
+    probe = CorpusProbe(
+        corpora=("fleurs", "ravnursson"),
+        fitted_on=900,
+        scored_on=300,
+        uar=Estimate(0.98, 0.97, 0.99),
+        within_label=(LabelProbe("happy", ("fleurs", "ravnursson"), Estimate(0.9, 0.8, 0.95)),),
+        label_uar_from_corpus=0.875,
+        chance_of_label=0.25,
+    )
+    page = text(report(probe=probe, certificate=CERTIFICATE | {"single_corpus_labels": {"angry": "ravnursson"}}))
+    assert "Labels that a single corpus has: angry (ravnursson). There the channel alone gives the label away." in page
+    assert "names the corpus of the test recordings with a UAR of 0.980 (0.970 – 0.990); chance is 0.500" in page
+    assert "names the label with a UAR of 0.875; chance is 0.250" in page
+    assert "happy fleurs, ravnursson 0.900 (0.800 – 0.950) 0.500" in page
+    assert "How recognisable the corpora are" not in text(report())
 
 
 def test_a_certificate_that_does_not_hold_is_not_glossed_over():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from kubevox.errors import BundleError, SplitError, StorageError
 from kubevox.evaluation.run import Evaluation, evaluate, load_evaluation
 from kubevox.features import extract_shard, load_features
 from kubevox.models.bundle import load_bundle
-from tests.tiny import CNN1D, EVALUATE, FEATURES, LENIENT, RESCNN, TASK, Tiny, untrained_bundle
+from kubevox.provenance import content_hash
+from tests.tiny import CNN1D, EVALUATE, FEATURES, LENIENT, PLAN, RESCNN, TASK, Tiny, prepare, untrained_bundle
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +195,74 @@ def test_a_report_on_synthetic_speech_begins_by_saying_so(tmp_path: Path) -> Non
     first = page[page.index("<body") : page.index("<h1")].lower()
     assert "synthetic" in first
     assert "no evidence about people" in first
+
+
+@pytest.fixture(scope="module")
+def crowded(make_corpus: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A studio that names its speakers, and a crowd that does not but has published partitions."""
+    root = tmp_path_factory.mktemp("crowded")
+    folder = make_corpus(root / "corpus", speakers=12)
+    lines = ["path,label,corpus,speaker,partition"]
+    for path in sorted(folder.rglob("*.wav")):
+        number = int(path.name[1:3])
+        of_studio, parts = number < 6, ("train", "validation", "test")
+        who = f"studio,s{number}," if of_studio else f"crowd,,{parts[number % 3]}"
+        lines.append(f"{path.relative_to(folder)},{path.parent.name},{who}")
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    store = str(root / "store")
+    data = DataConfig(corpora=[CorpusSource(name="folder", path=str(folder), options={"csv": "list.csv"})])
+    dataset, _ = ingest(data, store)
+    every = [utterance.source_id for utterance in read_utterances(dataset.shard_uris)]
+    split, _ = make_split(dataset, every, TASK, SplitConfig(), store)
+    blocks = [extract_shard(shard, split.split_of, FEATURES, PLAN, store).uri for shard in dataset.shard_uris]
+    return Tiny(store, "", data, split, blocks)
+
+
+def test_the_headline_is_also_given_without_corpora_that_name_no_speakers(crowded: Tiny, tmp_path: Path) -> None:
+    evaluation = score(crowded, tmp_path, untrained_bundle(crowded, tmp_path))
+    assert crowded.split.certificate["unverified_corpora"] == {"crowd": 36}
+    named = [utterance for utterance, _ in crowded.split.of("test") if utterance.speaker]
+    assert evaluation.verified_only is not None
+    assert 0 < evaluation.verified_only.utterances == len(named) < evaluation.scores.utterances
+    (part,) = (part for part in evaluation.scores.slices if part.value == "studio")
+    assert evaluation.verified_only.uar.value == pytest.approx(part.uar.value)
+    figures = evaluation.headline()
+    assert figures["verified_only_uar"] == evaluation.verified_only.uar.value
+    assert figures["verified_only_uar_low"] <= figures["verified_only_uar"] <= figures["verified_only_uar_high"]
+    assert "speakers verified" in Path(evaluation.uri, "report.html").read_text()
+    assert load_evaluation(evaluation.uri).verified_only == evaluation.verified_only
+
+
+def test_where_all_speakers_are_known_there_is_one_headline(tiny: Tiny, bundle: str, tmp_path: Path) -> None:
+    evaluation = score(tiny, tmp_path, bundle)
+    assert evaluation.verified_only is None
+    assert evaluation.corpus_probe is None
+    assert not {"verified_only_uar", "corpus_probe_uar"} & set(evaluation.headline())
+
+
+def test_two_corpora_are_probed_on_what_the_challenger_hears(crowded: Tiny, tmp_path: Path) -> None:
+    for model in (RESCNN, CNN1D):
+        evaluation = score(crowded, tmp_path, untrained_bundle(crowded, tmp_path, model))
+        probe = evaluation.corpus_probe
+        assert probe is not None
+        assert probe.corpora == ("crowd", "studio")
+        assert probe.fitted_on == len(crowded.split.of("train", "validation"))
+        assert probe.scored_on == len(crowded.split.of("test"))
+        assert evaluation.headline()["corpus_probe_uar"] == probe.uar.value
+        assert json.loads(Path(evaluation.uri, "evaluation.json").read_text())["corpus_probe"] == probe.to_dict()
+        assert "How recognisable the corpora are" in Path(evaluation.uri, "report.html").read_text()
+
+
+def test_a_split_that_was_tampered_with_is_neither_trained_on_nor_evaluated(tiny_corpus: Path, tmp_path: Path) -> None:
+    own = prepare(tmp_path, tiny_corpus)
+    bundle = untrained_bundle(own, own.store)
+    score(own, Path(own.store), bundle)  # the answer is in the store, and is not given for a split that does not hold
+    place = Path(own.split.uri) / "certificate.json"
+    certificate = json.loads(place.read_text())
+    certificate["speakers"]["test"] += 1
+    del certificate["seal"]
+    place.write_text(json.dumps(certificate | {"seal": content_hash(certificate)}))
+    with pytest.raises(SplitError, match="its speakers are not what the rows say"):
+        score(own, Path(own.store), bundle)
+    with pytest.raises(SplitError, match="its speakers are not what the rows say"):
+        own.train()

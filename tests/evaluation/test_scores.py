@@ -129,3 +129,11 @@ def test_columns_of_different_lengths_are_refused():
 def test_no_predictions_are_no_score():
     with pytest.raises(ValueError, match="no predictions"):
         score(predictions([], []), LABELS, CONFIG)
+
+
+def test_predictions_without_some_corpora_are_those_of_the_others():
+    whole = predictions(["angry", "happy", "sad"], ["angry", "sad", "sad"], corpora=["a", "crowd", "b"])
+    rest = whole.without_corpora({"crowd": 1})
+    assert (rest.ids, rest.truth, rest.corpora) == (["0000", "0002"], ["angry", "sad"], ["a", "b"])
+    assert score(rest, LABELS, CONFIG).uar.value == 1.0
+    assert len(whole.without_corpora(["a", "b", "crowd"])) == 0
