@@ -39,6 +39,8 @@ def validate(dataset: str, task: str, config: str, store: str, report: dsl.Outpu
         reused=outcome.reused,
         accepted=outcome.accepted,
         quarantined=outcome.quarantined,
+        warned=outcome.warned,
+        remarks=len(outcome.remarks),
         report=html,
     )
     return outcome.uri

@@ -286,9 +286,9 @@ class TestExtract:
 
     def test_in_whatever_order_it_works_it_tells_the_shards_in_theirs(self, features, folder, make_corpus, monkeypatch):
         import kubevox.cli.features as commands
-        import kubevox.data.dataset as datasets
+        from kubevox.data.dataset import utterances
 
-        monkeypatch.setattr(datasets, "_ROW_GROUP_BYTES", 1)
+        monkeypatch.setattr(utterances, "_ROW_GROUP_BYTES", 1)
         indexes, _ = extracted(features, folder, make_corpus, seconds=2.0, rate=48_000)
         assert len(indexes) > 1
         dataset, split = json.loads((folder / "uris.json").read_text())

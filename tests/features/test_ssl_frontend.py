@@ -1,5 +1,6 @@
 """The ``ssl`` frontend against transformers called directly, on tiny encoders with random weights."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -20,7 +21,10 @@ from kubevox.features import build_frontend, feature_shape, features_of, fronten
 from kubevox.features.frontends.encoder import encoder_hash, hidden_size, relocated
 from kubevox.features.frontends.ssl import Ssl
 from kubevox.features.pins import identity, pinned
+from kubevox.torchaudio_loader import import_torchaudio
 
+with contextlib.suppress(ImportError):  # transformers imports it where it is installed
+    import_torchaudio()
 transformers = pytest.importorskip("transformers", reason="the ssl frontend needs transformers")
 
 FRAMED = {

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubevox.config import AudioLimits, VadConfig
+from kubevox.data import vad as module
 from kubevox.data.audio import Waveform, canonical, decode
+from kubevox.data.vad import VoiceActivity
 from kubevox.errors import ConfigError
-from kubevox.features import vad as module
-from kubevox.features.vad import VoiceActivity
 
 installed = all(importlib.util.find_spec(name) for name in ("silero_vad", "onnxruntime"))
 needs_silero = pytest.mark.skipif(not installed, reason="needs silero-vad and onnxruntime: pip install 'kubevox[vad]'")
@@ -215,7 +215,7 @@ def test_what_was_heard_before_a_block_counts_in_it() -> None:
 @needs_silero
 def test_neither_torch_nor_the_package_is_imported() -> None:
     code = (
-        "import sys; from kubevox.config import VadConfig; from kubevox.features.vad import VoiceActivity; "
+        "import sys; from kubevox.config import VadConfig; from kubevox.data.vad import VoiceActivity; "
         "VoiceActivity(VadConfig()); print({'torch', 'silero_vad', 'torchaudio'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

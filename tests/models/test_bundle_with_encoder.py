@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -43,9 +44,12 @@ from kubevox.features.pins import pinned
 from kubevox.models import build_network
 from kubevox.models import bundle as bundles
 from kubevox.models.bundle import BundleSpec, Classifier, load_bundle, save_bundle
+from kubevox.torchaudio_loader import import_torchaudio
 from kubevox.training.loop import train, training_key
 from tests.tiny import EVALUATE, LENIENT, TASK, TRAIN, Tiny, untrained_bundle
 
+with contextlib.suppress(ImportError):  # transformers imports it where it is installed
+    import_torchaudio()
 transformers = pytest.importorskip("transformers", reason="the ssl frontend needs transformers")
 
 CNN = Cnn1dConfig(frontend="ssl", filters=[[4], [8]], strides=[[2], [2]], dense=[8])
@@ -269,7 +273,7 @@ def corpus(make_corpus: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
         soundfile.write(path, samples[: len(samples) - 111 * number], rate)
     store = str(root / "store")
     dataset, _ = ingest(DataConfig(corpora=[CorpusSource(name="folder", path=str(recordings))]), store)
-    checked = validate(dataset, TASK, ValidateConfig(), store)
+    checked = validate(dataset, TASK, ValidateConfig(min_duration_s=0.5), store)
     split, _ = make_split(dataset, accepted_source_ids(checked.uri), TASK, SplitConfig(), store)
     return Corpus(root, store, split)
 

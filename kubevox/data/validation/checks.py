@@ -1,32 +1,19 @@
 """What an utterance must be, one named check at a time.
 
-A check looks at one utterance and says every reason against it; a reason is a short word that a program can count, with
-a detail that a person can act on.
+A check says every reason against an utterance; a reason is a short word that a program can count, with a detail that a
+person can act on. What follows from a reason is the configuration's to say (:class:`~kubevox.config.Gates`).
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from kubevox.config import TaskConfig, ValidateConfig
-from kubevox.data.audio import Waveform
+from kubevox.config import ValidateConfig
 from kubevox.data.dataset import Utterance
 
-__all__ = ["CHECKS", "Check", "Finding", "Measured", "duplicates", "examine", "measure"]
-
-SILENCE_FLOOR_DBFS = -140.0
-"""The level of digital silence; the least step of 24 bits is at -138 dBFS."""
-
-# 16-bit full scale: the highest value of 16-bit PCM falls one such step short of 1.
-_RAIL = np.float32(32767 / 32768)
-# A normalised recording touches full scale for a sample or two at its peak; clipping holds it there.
-_SHORTEST_CLIP = 3
+__all__ = ["CHECKS", "REASONS", "Check", "Finding", "divide", "duplicates", "in_order"]
 
 
 @dataclass(frozen=True)
@@ -46,23 +33,6 @@ class Finding:
     detail: str
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the stored audio says.
-
-    Attributes:
-        id: SHA-256 of the waveform as it decodes now.
-        duration_s: its length in seconds.
-        rms_dbfs: root mean square about the mean, in dB relative to full scale (a full-scale sine is at -3.0).
-        clipped_share: share of the samples that are held at full scale, three or more in a row.
-    """
-
-    id: str
-    duration_s: float
-    rms_dbfs: float
-    clipped_share: float
-
-
 CHECKS: tuple[Check, ...] = (
     Check(
         "duration",
@@ -76,9 +46,11 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "size",
-        "The source file's size is within the limits.",
-        ("size_missing", "source_too_small", "source_too_large"),
+        "The source file's size is a whole number within the limits.",
+        ("size_missing", "size_not_integer", "source_too_small", "source_too_large"),
     ),
+    Check("name", "The recording has a name of its own.", ("name_missing", "name_not_unique")),
+    Check("row", "No row is there twice.", ("row_repeated",)),
     Check("label", "The label is one that the task knows.", ("label_missing", "label_unknown")),
     Check(
         "decodes",
@@ -88,48 +60,41 @@ CHECKS: tuple[Check, ...] = (
     Check("loudness", "The recording is not silent.", ("silent",)),
     Check("clipping", "The recording is not clipped.", ("clipped",)),
     Check("duplicate", "No other recording decodes to the same waveform.", ("duplicate",)),
+    Check("noise", "What is said stands out from the noise (estimated).", ("low_snr",)),
+    Check("pauses", "The recording is not mostly silence.", ("mostly_silent",)),
+    Check("offset", "The waveform is centred on zero.", ("dc_offset",)),
+    Check("bandwidth", "The sound reaches as high as speech does.", ("narrow_band",)),
+    Check("speech", "Somebody speaks (silero-vad).", ("no_speech",)),
+    Check("quality", "The speech is intelligible and undistorted (SQUIM).", ("low_stoi", "low_pesq", "low_si_sdr")),
 )
 
+REASONS: tuple[str, ...] = tuple(reason for check in CHECKS for reason in check.reasons)
+"""All reasons, in the order in which an utterance lists its own."""
 
-def measure(waveform: Waveform) -> Measured:
-    """Measure a stored waveform."""
-    samples = waveform.samples
-    # About the mean: a constant offset is not sound.
-    rms = float(np.std(samples, dtype=np.float64)) if len(samples) else 0.0
-    return Measured(
-        id=waveform.id,
-        duration_s=waveform.duration_s,
-        rms_dbfs=max(SILENCE_FLOOR_DBFS, 20 * math.log10(rms)) if rms > 0 else SILENCE_FLOOR_DBFS,
-        clipped_share=_clipped_share(samples),
-    )
+_PLACE = {reason: place for place, reason in enumerate(REASONS)}
 
 
-def examine(
-    utterance: Utterance, measured: Measured | None, task: TaskConfig, config: ValidateConfig
-) -> tuple[list[Finding], str | None]:
-    """Everything that speaks against an utterance on its own, and its label.
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings in the order of :data:`REASONS`, one of each reason."""
+    first: dict[str, Finding] = {}
+    for finding in findings:
+        first.setdefault(finding.reason, finding)
+    return sorted(first.values(), key=lambda finding: _PLACE[finding.reason])
+
+
+def divide(findings: Iterable[Finding], config: ValidateConfig) -> tuple[list[Finding], list[Finding]]:
+    """What quarantines, and what only warns; what the gates ignore is in neither.
 
     Args:
-        utterance: its metadata.
-        measured: of its stored audio; None where that does not decode.
-        task: the label set, and how raw labels map onto it.
-        config: the limits.
-
-    Returns:
-        The findings, none for a good utterance; and the task's label, None where the task leaves the raw label out.
+        findings: against one utterance.
+        config: the gates. A reason that they do not list quarantines.
     """
-    label_findings, label = _label(utterance, task)
-    findings = [
-        *_duration(utterance, measured, config),
-        *_sample_rate(utterance, config),
-        *_size(utterance, config),
-        *label_findings,
-        *_audio(utterance, measured, config),
-    ]
-    return findings, label
+    verdicts = [(finding, getattr(config.gates, finding.reason, "quarantine")) for finding in findings]
+    refused, warned = ([f for f, verdict in verdicts if verdict == kind] for kind in ("quarantine", "warn"))
+    return refused, warned
 
 
-def duplicates(utterances: Sequence[Utterance], sound: Sequence[bool]) -> dict[str, Finding]:
+def duplicates(utterances: Sequence[Utterance], sound: Sequence[bool]) -> dict[int, Finding]:
     """What is the same recording as another one.
 
     Of equal recordings the first by source id stays; a first one that is refused for another reason gives way to the
@@ -140,105 +105,23 @@ def duplicates(utterances: Sequence[Utterance], sound: Sequence[bool]) -> dict[s
         sound: for each, whether nothing else speaks against it.
 
     Returns:
-        Source id to finding, for every one but the first of its kind.
+        Place in ``utterances`` to finding, for every one but the first of its kind.
     """
-    copies: dict[str, list[tuple[Utterance, bool]]] = defaultdict(list)
-    for utterance, fine in zip(utterances, sound, strict=True):
-        copies[utterance.id].append((utterance, fine))
-    found: dict[str, Finding] = {}
+    copies: dict[str, list[int]] = defaultdict(list)
+    for place, utterance in enumerate(utterances):
+        copies[utterance.id].append(place)
+    found: dict[int, Finding] = {}
     for same in copies.values():
         if len(same) == 1:
             continue
-        ordered = sorted(same, key=lambda item: (not item[1], item[0].source_id))
-        kept = ordered[0][0]
-        for utterance, _ in ordered[1:]:
+        ordered = sorted(same, key=lambda place: (not sound[place], utterances[place].source_id or "", place))
+        kept = utterances[ordered[0]]
+        for place in ordered[1:]:
             differs = [
                 name.replace("_", " ")
                 for name in ("raw_label", "language", "speaker")
-                if getattr(utterance, name) != getattr(kept, name)
+                if getattr(utterances[place], name) != getattr(kept, name)
             ]
             but = f", with another {' and '.join(differs)}" if differs else ""
-            found[utterance.source_id] = Finding("duplicate", f"same audio as {kept.source_id}{but}")
+            found[place] = Finding("duplicate", f"same audio as {kept.source_id}{but}")
     return found
-
-
-def _duration(utterance: Utterance, measured: Measured | None, config: ValidateConfig) -> list[Finding]:
-    duration = utterance.duration_s
-    if duration is None:
-        return [Finding("duration_missing", "no duration")]
-    if not _is_number(duration):
-        return [Finding("duration_not_numeric", f"duration {duration!r} is not a number")]
-    findings = []
-    if duration < config.min_duration_s:
-        findings.append(Finding("duration_too_short", f"{duration:.2f} s, at least {config.min_duration_s:g} s"))
-    if duration > config.max_duration_s:
-        findings.append(Finding("duration_too_long", f"{duration:.2f} s, at most {config.max_duration_s:g} s"))
-    # Half a millisecond is more than rounding and less than a pitch period.
-    if measured is not None and abs(duration - measured.duration_s) > 5e-4:
-        findings.append(
-            Finding("duration_wrong", f"listed as {duration:.3f} s, the audio has {measured.duration_s:.3f} s")
-        )
-    return findings
-
-
-def _sample_rate(utterance: Utterance, config: ValidateConfig) -> list[Finding]:
-    rates = {"": utterance.sample_rate, "source ": utterance.source_sample_rate}
-    if any(rate is None for rate in rates.values()):
-        return [Finding("sample_rate_missing", "no sample rate")]
-    # Usually both are the same, and said once.
-    for kind, rate in rates.items():
-        if rate not in config.sample_rates:
-            return [Finding("sample_rate_unknown", f"{kind}sample rate {rate} Hz is not among validation.sample_rates")]
-    return []
-
-
-def _size(utterance: Utterance, config: ValidateConfig) -> list[Finding]:
-    size = utterance.source_bytes
-    if size is None:
-        return [Finding("size_missing", "no source size")]
-    if size < config.min_bytes:
-        return [Finding("source_too_small", f"{size:,} bytes, at least {config.min_bytes:,}")]
-    if size > config.max_bytes:
-        return [Finding("source_too_large", f"{size:,} bytes, at most {config.max_bytes:,}")]
-    return []
-
-
-def _label(utterance: Utterance, task: TaskConfig) -> tuple[list[Finding], str | None]:
-    raw = getattr(utterance, task.label_column)
-    if raw is None:
-        return [Finding("label_missing", f"no {task.label_column}")], None
-    known, label = task.label_of(utterance.corpus, raw)
-    if not known:
-        where = f"neither in task.map.{utterance.corpus} nor among the task's labels"
-        return [Finding("label_unknown", f"{task.label_column} {raw!r} is {where}")], None
-    return [], label
-
-
-def _audio(utterance: Utterance, measured: Measured | None, config: ValidateConfig) -> list[Finding]:
-    if measured is None:
-        return [Finding("undecodable", "the stored audio does not decode")]
-    findings = []
-    if measured.id != utterance.id:
-        findings.append(Finding("content_changed", f"the stored audio is {measured.id[:12]}, not {utterance.id[:12]}"))
-    if measured.rms_dbfs < config.silence_dbfs:
-        level = "digital silence" if measured.rms_dbfs <= SILENCE_FLOOR_DBFS else f"{measured.rms_dbfs:.1f} dBFS"
-        findings.append(Finding("silent", f"{level}, at least {config.silence_dbfs:g} dBFS"))
-    if measured.clipped_share > config.clipped_share:
-        findings.append(
-            Finding("clipped", f"{measured.clipped_share:.1%} of the samples, at most {config.clipped_share:.1%}")
-        )
-    return findings
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _clipped_share(samples: npt.NDArray[np.float32]) -> float:
-    """Share of the samples in runs of at least three at full scale, either side."""
-    at_rail = np.abs(samples) >= _RAIL
-    if not at_rail.any():
-        return 0.0
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], at_rail, [False])).astype(np.int8)))
-    lengths = edges[1::2] - edges[::2]
-    return float(lengths[lengths >= _SHORTEST_CLIP].sum() / len(samples))

@@ -55,7 +55,7 @@ def frontend_version(config: FrontendConfig) -> int:
     """The version of the frontend's code: equal configurations and versions give equal features."""
     version = _VERSIONS[config.kind]
     if config.vad is not None:
-        from kubevox.features.vad import VAD_VERSION
+        from kubevox.data.vad import VAD_VERSION
 
         version += 100 * VAD_VERSION
     return version

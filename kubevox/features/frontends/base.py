@@ -20,7 +20,7 @@ from kubevox.features.frontends import feature_shape, frontend_version, minimum_
 from kubevox.features.runtime import one_thread
 
 if TYPE_CHECKING:
-    from kubevox.features.vad import VoiceActivity
+    from kubevox.data.vad import VoiceActivity
 
 __all__ = ["Frontend", "features_of"]
 
@@ -56,7 +56,7 @@ class Frontend(ABC):
         self.fixed_samples: int | None = None
         self._voice: VoiceActivity | None = None
         if config.vad is not None:
-            from kubevox.features.vad import VoiceActivity
+            from kubevox.data.vad import VoiceActivity
 
             self._voice = VoiceActivity(config.vad)
 

@@ -25,6 +25,7 @@ from kubevox.config import SslConfig
 from kubevox.errors import ConfigError
 from kubevox.features.frontends.base import Frontend, Samples
 from kubevox.features.frontends.encoder import MISSING_TRANSFORMERS, read_configs, verified
+from kubevox.torchaudio_loader import import_torchaudio
 
 __all__ = ["Ssl"]
 
@@ -222,11 +223,7 @@ class _LogMel30s:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        try:
-            from transformers import WhisperFeatureExtractor
-        except ImportError:
-            raise ConfigError(MISSING_TRANSFORMERS) from None
-        extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        extractor = _transformers().WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
         self.samples = int(extractor.n_samples)
         self.samples_per_state = 2 * int(extractor.hop_length)  # the encoder's second convolution has stride 2
         self._frame, self._hop = int(extractor.n_fft), int(extractor.hop_length)
@@ -275,14 +272,22 @@ def _encoder(folder: Path, sha256: str, device: torch.device, precision: str, la
         return _loaded[key]
 
 
-def _load(folder: Path, dtype: torch.dtype, layers: int) -> nn.Module:
+def _transformers() -> Any:
+    """The module transformers; it imports torchaudio wherever that is installed, so that has to be usable first."""
+    with contextlib.suppress(ImportError):
+        import_torchaudio()
     try:
-        from transformers import AutoConfig, AutoModel
+        import transformers
     except ImportError:
         raise ConfigError(MISSING_TRANSFORMERS) from None
+    return transformers
+
+
+def _load(folder: Path, dtype: torch.dtype, layers: int) -> nn.Module:
+    transformers = _transformers()
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(folder, **local)
+        config = transformers.AutoConfig.from_pretrained(folder, **local)
         whisper = config.model_type == "whisper"
         if whisper:
             config.encoder_layers, config.decoder_layers = layers, 0
@@ -290,7 +295,7 @@ def _load(folder: Path, dtype: torch.dtype, layers: int) -> nn.Module:
             # Layers above the wanted one are not even read; nor is what some models put on top of the encoder.
             config.num_hidden_layers, config.add_adapter = layers, False
         with _quiet():
-            model, report = AutoModel.from_pretrained(
+            model, report = transformers.AutoModel.from_pretrained(
                 folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
             )
     except Exception as error:  # safetensors', transformers' and torch's errors have no common base
