@@ -7,6 +7,7 @@ becomes markup only in this module, and the page's own policy forbids loading an
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import hashlib
@@ -14,7 +15,7 @@ import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import jinja2
@@ -28,11 +29,13 @@ __all__ = [
     "SYNTHETIC_NOTICE",
     "Card",
     "Section",
+    "audio",
     "badge",
     "cards",
     "figure_html",
     "gallery",
     "key_values",
+    "link",
     "new_figure",
     "notice",
     "paragraph",
@@ -79,6 +82,7 @@ def render_page(
     sections: Sequence[Section],
     subtitle: str = "",
     footer: str = "",
+    audible: bool = False,
 ) -> str:
     """A complete HTML document.
 
@@ -88,6 +92,7 @@ def render_page(
         sections: in reading order; more than three get a table of contents.
         subtitle: a line under the title.
         footer: a line at the end.
+        audible: whether the page may play recordings that it holds.
     """
     return (
         _environment()
@@ -98,6 +103,7 @@ def render_page(
             sections=[(f"s{i}", section) for i, section in enumerate(sections, start=1)],
             subtitle=subtitle,
             footer=footer,
+            media="; media-src data:" if audible else "",
             style=_markup(_STYLE),
             script=_markup(_SCRIPT),
         )
@@ -114,15 +120,33 @@ def notice(text: str, state: str = "warn") -> Markup:
     return _render('<p class="notice {{ state }}">{{ text }}</p>', text=text, state=state)
 
 
-def badge(passed: bool | None, text: str | None = None) -> Markup:
-    """A word with a colour and a sign, so that neither is needed alone: pass, fail, or (None) not asked."""
-    kinds = {True: ("pass", "✓", "pass"), False: ("fail", "✗", "fail"), None: ("none", "–", "not asked")}
+def badge(passed: bool | Literal["warn"] | None, text: str | None = None) -> Markup:
+    """A word with a colour and a sign, so that neither is needed alone: pass, fail, warn, or (None) not asked."""
+    kinds: dict[bool | str | None, tuple[str, str, str]] = {
+        True: ("pass", "✓", "pass"),
+        False: ("fail", "✗", "fail"),
+        "warn": ("warn", "!", "warning"),
+        None: ("none", "–", "not asked"),
+    }
     kind, sign, word = kinds[passed]
     return _render(
         '<span class="badge {{ kind }}"><span aria-hidden="true">{{ sign }}</span> {{ text }}</span>',
         kind=kind,
         sign=sign,
         text=text or word,
+    )
+
+
+def link(text: str, href: str) -> Markup:
+    """A text that leads to another place."""
+    return _render('<a href="{{ href }}">{{ text }}</a>', text=text, href=href)
+
+
+def audio(flac: bytes) -> Markup:
+    """A recording inside the page, with a button to play it; the page is to be rendered ``audible``."""
+    return _render(
+        '<audio controls preload="none" src="data:audio/flac;base64,{{ data }}"></audio>',
+        data=base64.b64encode(flac).decode(),
     )
 
 
@@ -303,7 +327,7 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:{{ media }}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{{ title }}</title>
@@ -378,6 +402,8 @@ section > :last-child { margin-bottom: 0; }
   font-weight: 600; border: 1px solid currentColor; color: var(--soft); }
 .badge.pass { color: var(--good); background: var(--good-ground); }
 .badge.fail { color: var(--bad); background: var(--bad-ground); }
+.badge.warn { color: var(--warn); background: var(--warn-ground); }
+audio { width: 13em; height: 2.2em; }
 .scroll { overflow-x: auto; margin: 0 0 14px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 caption { text-align: left; color: var(--soft); padding: 0 0 6px; }

@@ -11,7 +11,6 @@ import numpy as np
 from kubevox.config import TaskConfig, ValidateConfig
 from kubevox.data.dataset import DatasetVersion
 from kubevox.data.validation.checks import CHECKS
-from kubevox.data.validation.markup import audible, audio, link, warning_badge
 from kubevox.data.validation.quality import SILENCE_FLOOR_DBFS
 from kubevox.data.validation.squim import HOW_TO_GET
 from kubevox.page import (
@@ -20,11 +19,13 @@ from kubevox.page import (
     SYNTHETIC_NOTICE,
     Card,
     Section,
+    audio,
     badge,
     cards,
     figure_html,
     gallery,
     key_values,
+    link,
     new_figure,
     notice,
     paragraph,
@@ -67,7 +68,7 @@ def render(
         config: the limits.
         heard: utterance id to FLAC, of what can be listened to in the page.
     """
-    page = render_page(
+    return render_page(
         title=f"Validation of the {task.name} data",
         banner=SYNTHETIC_NOTICE if dataset.synthetic else None,
         subtitle=f"{', '.join(corpus['title'] for corpus in dataset.corpora)} · dataset {dataset.hash[:12]}",
@@ -85,8 +86,8 @@ def render(
         ],
         footer="Every row, with what was measured and every reason against it, is in rows.parquet beside this page; "
         "the counts and figures are in validation.json.",
+        audible=bool(heard),
     )
-    return audible(page) if heard else page
 
 
 def _overview(
@@ -139,7 +140,7 @@ def _checks(head: Mapping[str, Any], config: ValidateConfig) -> Section:
         if counts[check.name]:
             outcome = badge(False, f"{counts[check.name]:,} refused")
         elif warned:
-            outcome = warning_badge(f"{warned:,} warned of")
+            outcome = badge("warn", f"{warned:,} warned of")
         elif _unasked(check.name, check.reasons, config):
             outcome = badge(None)
         else:
