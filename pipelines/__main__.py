@@ -8,9 +8,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from kubevox.config import Config, CorpusSource, load_config
+from kubevox.config import Config, corpus_source, load_config
 from kubevox.data.corpora import open_corpus
-from kubevox.errors import ConfigError, KubevoxError
+from kubevox.errors import KubevoxError
 
 app = typer.Typer(
     help="Run the training pipeline on this machine, or compile it for a cluster.",
@@ -106,7 +106,7 @@ def _load(path: Path, overrides: list[str] | None, corpora: str | None) -> Confi
     try:
         config = load_config(path, overrides or [])
         if corpora is not None and corpora.strip():
-            sources = [_source(word, config) for word in corpora.split()]
+            sources = [corpus_source(word, config.data.corpora) for word in corpora.split()]
             data = config.data.model_copy(update={"corpora": sources, "labels": None})
             config = config.model_copy(update={"data": data})
         for source in config.data.corpora:
@@ -114,16 +114,6 @@ def _load(path: Path, overrides: list[str] | None, corpora: str | None) -> Confi
     except KubevoxError as error:
         _fail(error, 2)
     return config
-
-
-def _source(word: str, config: Config) -> CorpusSource:
-    """``name=folder`` or ``name``; options that the configuration has for that corpus are kept."""
-    name, _, path = word.partition("=")
-    options = next((source.options for source in config.data.corpora if source.name == name), {})
-    try:
-        return CorpusSource(name=name, path=path or None, options=options)
-    except ValueError:
-        raise ConfigError(f"--corpora {word!r}: expected name=folder, such as ravdess=/data/ravdess") from None
 
 
 def _fail(error: KubevoxError, code: int = 1) -> NoReturn:

@@ -1,6 +1,6 @@
 """``kubevox``: what a person does without a pipeline.
 
-Ask the champion, serve it, compute features, check a configuration.
+Ask the champion, serve it, look after data, compute features, check a configuration.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import kubevox
+from kubevox.cli.data import app as data_app
 from kubevox.cli.features import app as features_app
 from kubevox.cli.options import DEFAULT_CONFIG, SetOption, fail, load, read_recording
 from kubevox.errors import AudioError, ConfigError, KubevoxError, RegistryError
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 app = typer.Typer(
-    help="Speech classification on Kubeflow: ask the champion, serve it, compute features, check a configuration.\n\n"
+    help="Speech classification on Kubeflow: ask the champion, serve it, look after data, compute features.\n\n"
     "Models are trained by `make run` (python -m pipelines run).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_app, name="data")
 app.add_typer(features_app, name="features")
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration of the run that trained the champion.")]

@@ -27,7 +27,7 @@ from kubevox.config.features import (
     TelephoneRecipe,
     VadConfig,
 )
-from kubevox.config.files import load_config
+from kubevox.config.files import corpus_source, load_config
 from kubevox.config.sections import (
     AudioLimits,
     BaselineConfig,
@@ -92,6 +92,7 @@ __all__ = [
     "TrainConfig",
     "VadConfig",
     "ValidateConfig",
+    "corpus_source",
     "load_config",
     "parse_model",
     "parse_section",

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kubevox.config.explain import parse_section
-from kubevox.config.sections import Config
+from kubevox.config.sections import Config, CorpusSource
 from kubevox.errors import ConfigError
 
-__all__ = ["load_config"]
+__all__ = ["corpus_source", "load_config"]
+
+
+def corpus_source(word: str, configured: Iterable[CorpusSource]) -> CorpusSource:
+    """What ``name=folder``, or ``name`` alone, means on a command line.
+
+    Args:
+        word: as it was typed.
+        configured: the configuration's corpora; the options and caps that one of this name has are kept.
+
+    Raises:
+        ConfigError: the word is neither.
+    """
+    name, _, path = word.partition("=")
+    known = next((source for source in configured if source.name == name), None)
+    try:
+        source = known or CorpusSource(name=name)
+    except ValueError:
+        raise ConfigError(f"--corpora {word!r}: expected name=folder, such as ravdess=/data/ravdess") from None
+    return source.model_copy(update={"path": path or None})
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -21,7 +21,7 @@ from kubevox.data.dataset.history import history
 from kubevox.data.dataset.upkeep import rollback, verify
 from kubevox.data.dataset.versions import dataset_hash
 from kubevox.data.pseudonyms import Pseudonyms
-from kubevox.errors import ConfigError, CorpusError, StorageError
+from kubevox.errors import ConfigError, CorpusError, StorageError, ValidationError
 
 WriteWav = Callable[..., Path]
 BATCHES = ("b0", "b1", "b2", "b3")
@@ -127,7 +127,7 @@ def test_the_same_batch_is_recognised_when_it_lies_elsewhere(store: str, arrivin
 
 def test_other_recordings_under_a_taken_name_are_refused(store: str, arriving: Path) -> None:
     before = add(config(arriving / "b0"), store, "b0").after
-    with pytest.raises(CorpusError, match="batch 'b0'.* other recordings under that name"):
+    with pytest.raises(CorpusError, match="other recordings under that name"):
         add(config(arriving / "b2"), store, "b0")
     assert current(store) == before
 
@@ -137,9 +137,7 @@ def test_recordings_named_like_earlier_ones_are_refused(store: str, arriving: Pa
     nested = tmp_path / "nested"
     shutil.copytree(arriving / "b0" / "angry", nested / "b2" / "angry")
     ingest(config(nested, **open_names, name="nested"), store)
-    with pytest.raises(
-        CorpusError, match="named like recordings of earlier batches, such as folder:b2/angry/ann_0.wav"
-    ):
+    with pytest.raises(CorpusError, match="such as folder:b2/angry/ann_0"):
         add(config(arriving / "b2", **open_names, name="nested"), store, "b2")
 
 
@@ -150,7 +148,7 @@ def test_the_same_audio_may_come_twice(store: str, arriving: Path) -> None:
 
 
 def test_a_batch_needs_a_dataset_to_be_added_to(tmp_path: Path, arriving: Path) -> None:
-    with pytest.raises(StorageError, match="no dataset 'default' yet.* ingest first"):
+    with pytest.raises(StorageError, match="no dataset 'default' yet"):
         add(config(arriving / "b0"), str(tmp_path / "none"), "b0")
 
 
@@ -243,7 +241,7 @@ def test_the_batch_that_the_dataset_began_with_can_be_kept(store: str, arriving:
 
 
 def test_a_window_that_leaves_nothing_is_refused(store: str) -> None:
-    with pytest.raises(ConfigError, match="leaves nothing: the newest batch, 'ingest'"):
+    with pytest.raises(ValidationError, match="leaves nothing: the newest batch, 'ingest'"):
         slide(store, "default", Window(max_age_days=1), today=datetime.date(2040, 1, 1))
     with pytest.raises(ConfigError, match="needs a limit"):
         slide(store, "default", Window(keep_first=True))
@@ -279,8 +277,8 @@ def test_counts_hold_when_somebody_is_forgotten_before_the_window_slides(store: 
         add(config(arriving / name), store, name)
     forget(store, "default", {keys.speaker("folder:ann"), keys.speaker("folder:p2")}, keys)
     assert_accounted(current(store))
-    slide(store, "default", Window(max_utterances=2))
-    assert names(current(store)) == ["b2"]
+    assert slide(store, "default", Window(max_utterances=2)).dropped == ("ingest",)
+    assert [batch["utterances"] for batch in current(store).batches] == [0, 2]
     assert_accounted(current(store))
 
 

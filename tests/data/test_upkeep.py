@@ -28,9 +28,9 @@ from kubevox.data.pseudonyms import Pseudonyms
 from kubevox.data.splits import load_split, make_split
 from kubevox.data.validation import accepted_source_ids, validate
 from kubevox.errors import StorageError
-from kubevox.features.blocks import load_features, read_index
+from kubevox.features.blocks import extract_shard, load_features, read_index
 from kubevox.garbage import collect, find_garbage
-from tests.tiny import FEATURES, TASK, Tiny, untrained_bundle
+from tests.tiny import FEATURES, PLAN, TASK, Tiny, untrained_bundle
 
 WriteWav = Callable[..., Path]
 
@@ -223,9 +223,12 @@ def test_missing_shards_rejects_and_current_versions_are_found(store: str, arriv
 def test_nothing_is_garbage_in_a_young_store(store: str) -> None:
     Path(store, "tmp", "staging-dead").mkdir(parents=True)
     Path(store, "tmp", "staging-dead", "shard.parquet").write_bytes(b"half")
+    unlisted = f"shards/{'0' * 64}.parquet"
+    Path(store, unlisted).write_bytes(b"of an ingest that is on its way")
     found = find_garbage(store, keep=1)
     assert (found.objects, found.bytes) == ({}, 0)
     assert set(found.kept) == set(hashes(store))
+    assert unlisted in find_garbage(store, keep=3, min_age_s=0).objects
 
 
 def test_the_last_versions_stay_and_others_go_with_their_shards(store: str) -> None:
@@ -327,10 +330,13 @@ def test_splits_validations_and_features_go_with_their_version(trained_store: st
     assert verify(current(trained_store)).damages == ()
 
 
-def test_features_of_another_split_of_a_kept_version_stay(trained_store: str, tiny: Tiny, tmp_path: Path) -> None:
+def test_features_of_another_split_of_a_kept_version_stay(trained_store: str, tiny: Tiny) -> None:
     version = load_dataset(f"{trained_store}/datasets/{tiny.split.dataset.hash}")
-    checked = validate(version, TASK, ValidateConfig(min_duration_s=0.8), trained_store)
-    again, _ = make_split(version, accepted_source_ids(checked.uri), TASK, SplitConfig(), trained_store)
+    accepted = accepted_source_ids(validate(version, TASK, ValidateConfig(), trained_store).uri)
+    again, _ = make_split(version, accepted, TASK, SplitConfig(protocol="kfold", folds=3), trained_store)
+    for shard in version.shard_uris:
+        extract_shard(shard, again.split_of, FEATURES, PLAN, trained_store)
+    assert again.split_of != tiny.split.split_of
     collect(find_garbage(trained_store, keep=2, min_age_s=0))
     features_of(trained_store, tiny.split.hash)
     features_of(trained_store, again.hash)

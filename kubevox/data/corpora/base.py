@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import collections
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -206,8 +206,11 @@ class FileCorpus(Corpus):
 
     def passed_over(self) -> dict[str, int]:
         """Copies, songs, videos, texts: whatever else lies there, by the ending of the files' names."""
-        listed = set(self.files)
-        others = (path for path in self.root.rglob("*") if path not in listed and path.is_file())
+        return self._others(self.files)
+
+    def _others(self, listed: Iterable[Path]) -> dict[str, int]:
+        known = set(listed)
+        others = (path for path in self.root.rglob("*") if path not in known and path.is_file())
         return dict(sorted(collections.Counter(path.suffix.lower() or path.name for path in others).items()))
 
     def inside(self, file: Path) -> str:

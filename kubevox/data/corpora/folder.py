@@ -16,7 +16,7 @@ from typing import Any, cast, get_args
 from pydantic import field_validator
 
 from kubevox.config import Section
-from kubevox.data.corpora.base import FileCorpus, Partition, Recording, audio_files
+from kubevox.data.corpora.base import FileCorpus, Partition, Recording
 from kubevox.data.corpora.tables import reader_of
 from kubevox.errors import CorpusError
 
@@ -113,17 +113,11 @@ class Folder(FileCorpus):
         files = [_stat(recording.origin) for recording in self._listed]
         return {"csv": hashlib.sha256(self._list[1]).hexdigest(), "files": files}
 
-    @functools.cached_property
-    def unlisted(self) -> list[str]:
-        """The audio files in the folder that its list does not name: they are no part of the corpus."""
+    def passed_over(self) -> dict[str, int]:
+        """Whatever else lies there, but for the list itself; of audio, what the list does not name."""
         if self.options.csv is None:
-            return []
-        listed = {recording.origin for recording in self._listed}
-        try:
-            files = audio_files(self.root, self.name, self.layout)
-        except CorpusError:
-            return []
-        return [self.inside(file) for file in files if str(file) not in listed]
+            return super().passed_over()
+        return self._others([self._list[0], *(Path(recording.origin) for recording in self._listed)])
 
     def describe(self, file: Path) -> Recording:
         """The first folder is the label, the rest of the path holds the speaker."""

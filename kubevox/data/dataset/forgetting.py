@@ -173,7 +173,7 @@ def forget(store: str, name: str, speakers: Collection[str], names: Pseudonyms |
             shards,
             kept_rejects,
             corpora,
-            _batches_without(before, gone),
+            _batches_without(before, gone, left),
             before.synthetic,
             before.key_fingerprint,
             {"operation": "forget", "parent": before.hash, "config": before.lineage.get("config")},
@@ -251,11 +251,16 @@ def _counts_without(
     return counts
 
 
-def _batches_without(version: DatasetVersion, gone: Sequence[Sequence[Utterance]]) -> list[dict[str, Any]]:
-    lost: Counter[str] = Counter()
-    for shard, dropped in zip(version.shards, gone, strict=True):
-        lost[shard.batch] += len(dropped)
-    return [{**batch, "utterances": batch["utterances"] - lost[batch["name"]]} for batch in version.batches]
+def _batches_without(
+    version: DatasetVersion, gone: Sequence[Sequence[Utterance]], rejects: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    batches = []
+    for batch in version.batches:
+        name = batch["name"]
+        lost = [u for shard, rows in zip(version.shards, gone, strict=True) if shard.batch == name for u in rows]
+        counts = _counts_without(batch["counts"], lost, [reject for reject in rejects if reject["batch"] == name])
+        batches.append({**batch, "utterances": batch["utterances"] - len(lost), "counts": counts})
+    return batches
 
 
 def _without_rejects(

@@ -20,7 +20,7 @@ from kubevox.config import AudioLimits, DataConfig
 from kubevox.data.audio import decode, encode_flac
 from kubevox.data.corpora import Corpus, Recording, corpus_class, corpus_names, open_corpus
 from kubevox.data.corpora.caps import cap
-from kubevox.data.dataset import history
+from kubevox.data.dataset import batches, history
 from kubevox.data.dataset.forgetting import Suppressed
 from kubevox.data.dataset.utterances import Shard, ShardWriter, Utterance, read_utterances
 from kubevox.data.dataset.versions import FORMAT, DatasetVersion, load_dataset, publish_version, resolve
@@ -30,7 +30,18 @@ from kubevox.processes import CRASHED, Workers
 from kubevox.progress import ProgressBar, note
 from kubevox.provenance import content_hash
 
-__all__ = ["Found", "Place", "Stored", "ingest", "refuse_forgotten", "store_recordings", "survey"]
+__all__ = [
+    "Found",
+    "Place",
+    "Stored",
+    "config_told",
+    "ingest",
+    "refuse_forgotten",
+    "store_recordings",
+    "survey",
+    "tally",
+    "tell",
+]
 
 _SHARD_STAGE = "ingest-shard"
 
@@ -70,7 +81,7 @@ class Stored:
     Attributes:
         shards: in order.
         utterances: their rows.
-        rejects: what could not be decoded: source_id, corpus, speaker, reason, message.
+        rejects: what could not be decoded: source_id, corpus, speaker, batch, reason, message.
         created: shards that were not in the store before.
     """
 
@@ -114,9 +125,9 @@ def ingest(config: DataConfig, store: str) -> tuple[DatasetVersion, bool]:
         _record(store, config.name, version)
         return version, True
     for count in found.counts:
-        _tell(count)
-    stored = store_recordings(found, config, store, "ingest")
-    counts = _tally(found, stored)
+        tell(count)
+    stored = store_recordings(found, config, store, batches.BASE)
+    counts = tally(found, stored)
     added = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     version, reused = publish_version(
         store,
@@ -124,17 +135,10 @@ def ingest(config: DataConfig, store: str) -> tuple[DatasetVersion, bool]:
         stored.shards,
         stored.rejects,
         counts,
-        [
-            {
-                "name": "ingest",
-                "added": added,
-                "utterances": len(stored.utterances),
-                "corpora": [count["name"] for count in counts],
-            }
-        ],
-        any(corpus.synthetic for corpus in found.corpora),
+        [batches.describe(batches.BASE, counts, added, found.key)],
+        any(count["synthetic"] for count in counts),
         found.names.fingerprint if found.names else None,
-        {"operation": "ingest", "parent": None, "config": _config_told(config)},
+        {"operation": "ingest", "parent": None, "config": config_told(config)},
     )
     answer = {
         "uri": version.uri,
@@ -162,13 +166,26 @@ def refuse_forgotten(version: DatasetVersion) -> None:
 
 def _record(store: str, name: str, version: DatasetVersion) -> None:
     """Make new content the current version; what was current once is only made so again by a rollback."""
-    if version.hash not in {entry.dataset for entry in history.history(store, name)}:
+    entries = history.history(store, name)
+    if version.hash not in {entry.dataset for entry in entries}:
+        if entries and storage.exists(storage.join(store, "datasets", entries[-1].dataset, "dataset.json")):
+            before = load_dataset(storage.join(store, "datasets", entries[-1].dataset))
+            if lost := {one["name"] for one in before.batches} - {one["name"] for one in version.batches}:
+                note(
+                    f"ingest: the new version is without {', '.join(sorted(lost))}, which {before.hash[:12]} has, the "
+                    "current one before; add them again, or go back with kubevox data rollback"
+                )
         corpora = ", ".join(corpus["name"] for corpus in version.corpora)
         history.record(store, name, version.hash, "ingest", corpora)
 
 
-def survey(config: DataConfig, store: str) -> Found:
+def survey(config: DataConfig, store: str, batch: str | None = None) -> Found:
     """List the configured corpora's recordings under their pseudonyms, without reading them.
+
+    Args:
+        config: the corpora.
+        store: the store that the pseudonyms are for.
+        batch: what is put in front of each recording's path, so that batches may use the same file names.
 
     Raises:
         ConfigError: an unknown corpus or option.
@@ -188,6 +205,8 @@ def survey(config: DataConfig, store: str) -> Found:
         chosen, left_out = cap(listed, source.max_recordings, source.max_per_class)
         counts.append(_count(corpus, listed, sum(left_out.values())))
         for recording in chosen:
+            if batch is not None:
+                recording = _within(recording, batch)
             if names is not None and not _by_machine(recording, corpus):
                 recording = _pseudonymised(recording, names, config.publish_names)
             if mark := suppressed.find(recording.speaker, recording.source_id):
@@ -209,6 +228,7 @@ def survey(config: DataConfig, store: str) -> Found:
             for corpus, source in zip(corpora, config.corpora, strict=True)
         ],
         sorted(marks),
+        *([batch] if batch is not None else []),
     )
     return Found(corpora, recordings, places, counts, names, key)
 
@@ -287,6 +307,7 @@ class _Filling:
                 "source_id": recording.source_id,
                 "corpus": _corpus_of(recording),
                 "speaker": recording.speaker,
+                "batch": self._batch,
                 "reason": error.reason,
                 "message": str(error).replace(recording.origin, recording.source_id),
             }
@@ -393,6 +414,12 @@ def _by_machine(recording: Recording, corpus: Corpus) -> bool:
     return corpus.synthetic
 
 
+def _within(recording: Recording, batch: str) -> Recording:
+    """The recording with its batch in front of its path."""
+    corpus, _, path = recording.source_id.partition(":")
+    return replace(recording, source_id=f"{corpus}:{batch}/{path}")
+
+
 def _pseudonymised(recording: Recording, names: Pseudonyms, publish_names: bool) -> Recording:
     return replace(
         recording,
@@ -410,7 +437,7 @@ def _count(corpus: Corpus, listed: Sequence[Recording], left_out: int) -> dict[s
         "licence": corpus.licence,
         "citation": corpus.citation,
         "homepage": corpus.homepage,
-        "synthetic": corpus.synthetic,
+        "synthetic": corpus.synthetic or any(_by_machine(recording, corpus) for recording in listed),
         "options": corpus.options.model_dump(mode="json"),
         "found": len(listed),
         "left_out": left_out,
@@ -429,7 +456,7 @@ def _count(corpus: Corpus, listed: Sequence[Recording], left_out: int) -> dict[s
     }
 
 
-def _tell(count: dict[str, Any]) -> None:
+def tell(count: dict[str, Any]) -> None:
     """Say what a person should know of a corpus before it is read."""
     published = count["published"]
     if published and count["found"] != published["recordings"]:
@@ -449,7 +476,7 @@ def _tell(count: dict[str, Any]) -> None:
         note(f"{count['name']}: {count['left_out']:,} of {count['found']:,} recordings left out by its caps")
 
 
-def _tally(found: Found, stored: Stored) -> list[dict[str, Any]]:
+def tally(found: Found, stored: Stored) -> list[dict[str, Any]]:
     """The counts with what became of the recordings; nothing that was found is missing from them."""
     rows = Counter(found.places[utterance.source_id].corpus for utterance in stored.utterances)
     failed = Counter(found.places[reject["source_id"]].corpus for reject in stored.rejects)
@@ -460,7 +487,7 @@ def _tally(found: Found, stored: Stored) -> list[dict[str, Any]]:
     return [{**count, "stored": rows[count["name"]], "failed": failed[count["name"]]} for count in found.counts]
 
 
-def _config_told(config: DataConfig) -> dict[str, Any]:
+def config_told(config: DataConfig) -> dict[str, Any]:
     """The configuration as a dataset tells it: without places on this machine."""
     told = config.model_dump(mode="json", exclude={"version"})
     for source in told["corpora"]:

@@ -27,7 +27,8 @@ __all__ = ["DatasetVersion", "load_dataset", "publish_version", "read_rejects", 
 FORMAT = 2
 _HEAD = "dataset.json"
 _REJECTS = "rejects.parquet"
-_REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("source_id", "corpus", "speaker", "reason", "message")])
+_REJECT_COLUMNS = ("source_id", "corpus", "speaker", "batch", "reason", "message")
+_REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in _REJECT_COLUMNS])
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class DatasetVersion:
         synthetic: whether any of its voices is made by a machine.
         corpora: for each corpus its title, licence, citation and counts (``found``, ``left_out`` by a cap, ``failed``,
             ``stored``, by label and of speakers), beside what is ``published`` of it.
-        batches: what was added when, oldest first: ``name``, ``added`` (ISO 8601), ``utterances``, ``corpora``.
+        batches: what was added when, oldest first, as :func:`~kubevox.data.dataset.batches.describe` has them.
         key_fingerprint: of the key that its names are pseudonyms under; None where it has none.
         lineage: commit, version, time and operation that made it; no part of what makes two versions equal.
     """
@@ -103,7 +104,7 @@ def load_dataset(uri: str) -> DatasetVersion:
 
 
 def read_rejects(version: DatasetVersion) -> list[dict[str, str]]:
-    """What could not be decoded: ``source_id``, ``corpus``, ``speaker``, ``reason``, ``message``.
+    """What could not be decoded: ``source_id``, ``corpus``, ``speaker``, ``batch``, ``reason``, ``message``.
 
     Raises:
         StorageError: it is missing or damaged.
