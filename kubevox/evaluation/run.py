@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from kubevox import storage
 from kubevox.config import EvaluateConfig, FeaturesConfig, GateConfig
 from kubevox.data.audio import Waveform
+from kubevox.data.corpora import corpus_class, corpus_names
 from kubevox.data.dataset import read_audio
 from kubevox.data.splits import Split, SplitName, load_split
 from kubevox.errors import BundleError, StorageError
@@ -31,7 +32,7 @@ from kubevox.progress import ProgressBar
 from kubevox.provenance import content_hash, git_commit
 
 if TYPE_CHECKING:
-    from kubevox.models.bundle import Bundle
+    from kubevox.models.bundle import Bundle, BundleSpec
 
 __all__ = ["Evaluation", "evaluate", "load_evaluation"]
 
@@ -215,7 +216,7 @@ def evaluate(
                 incumbent.spec.speakers,
                 split.labels,
                 split.speakers("test"),
-                same_key=incumbent.spec.key_fingerprint == split.dataset.key_fingerprint,
+                same_key=_names_compare(incumbent.spec, split.dataset.key_fingerprint),
             )
             if problem is None:
                 # From the audio: the champion's frontend may be one that this run computes no blocks of.
@@ -314,6 +315,16 @@ def _predictions(split: Split, probabilities: npt.NDArray[np.float32]) -> Predic
 
 def _samples(split: Split, *splits: SplitName) -> list[Sample]:
     return [Sample(utterance.id, utterance.corpus, label, utterance.speaker) for utterance, label in split.of(*splits)]
+
+
+def _names_compare(champion: BundleSpec, key: str | None) -> bool:
+    """Whether the champion's speakers and the dataset's are under one key, or one side's are machines all of them.
+
+    Machines' voices bear their names, which are no one's pseudonym under any key.
+    """
+    machines = [name for name in corpus_names() if corpus_class(name).synthetic]
+    spoken_by_machines = all(speaker.partition(":")[0] in machines for speaker in champion.speakers)
+    return champion.key_fingerprint == key or key is None or spoken_by_machines
 
 
 def _test_audio(split: Split, most: int) -> list[Waveform]:

@@ -487,7 +487,7 @@ def test_a_certificate_of_another_format_says_what_to_do(split):
     certificate = json.loads(place.read_text()) | {"format": 2}
     del certificate["seal"]
     place.write_text(json.dumps(certificate | {"seal": content_hash(certificate)}))
-    with pytest.raises(SplitError, match="of format 2, not 3; delete the folder and run the split stage again"):
+    with pytest.raises(SplitError, match="of format 2, not 4; delete the folder and run the split stage again"):
         load_split(split.uri)
 
 

@@ -504,3 +504,34 @@ def test_real_speech_is_divided_by_actor(speech_data, store, tmp_path):
     # The speaker is a pseudonym, the file's name was left as it is, and ends in the actor's number.
     actors = {name: {u.source_id.rpartition("-")[2] for u, _ in split.of(name)} for name in SPLITS}
     assert sum(map(len, actors.values())) == len(set.union(*actors.values())) == 5
+
+
+def test_the_copy_that_was_accepted_is_the_one_that_is_split(tmp_path):
+    layout = [utterance(10 * i + n, f"s{i}", label=LABELS[n]) for i in range(6) for n in range(3)]
+    # The dataset's first of two equal recordings is somebody else's, and was quarantined.
+    refused = dataclasses.replace(utterance(50, "s0", label="sad"), source_id="c:first")
+    dataset = stored([refused, *layout], str(tmp_path))
+    accepted = [one.source_id for one in layout]
+    split, _ = make_split(dataset, accepted, TASK, SplitConfig(), str(tmp_path))
+    [kept] = [one for one, _ in split.of("train", "validation", "test") if one.id == refused.id]
+    assert (kept.source_id, kept.speaker) == ("c:50", "c:s5")
+    again = load_split(split.uri)
+    assert again.utterances == split.utterances
+
+
+def test_the_same_recordings_are_divided_alike_under_any_key(tmp_path):
+    plain = [utterance(10 * i + n, f"s{i}", label=LABELS[n]) for i in range(12) for n in range(3)]
+    placed = []
+    for key in ("one", "other"):
+        renamed = [
+            dataclasses.replace(
+                one,
+                speaker=f"c:{content_hash(key, one.speaker)[:12]}",
+                source_id=f"c:{content_hash(key, one.source_id)[:20]}",
+            )
+            for one in plain
+        ]
+        store = str(tmp_path / key)
+        split, _ = make_split(stored(renamed, store), [u.source_id for u in renamed], TASK, SplitConfig(), store)
+        placed.append(split.rows)
+    assert placed[0] == placed[1]

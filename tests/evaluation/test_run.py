@@ -16,7 +16,7 @@ from kubevox.config import CorpusSource, DataConfig, EvaluateConfig, FeaturesCon
 from kubevox.data.dataset import ingest, read_utterances
 from kubevox.data.splits import make_split
 from kubevox.errors import BundleError, SplitError, StorageError
-from kubevox.evaluation.run import Evaluation, evaluate, load_evaluation
+from kubevox.evaluation.run import Evaluation, _names_compare, evaluate, load_evaluation
 from kubevox.features import extract_shard, load_features
 from kubevox.models.bundle import load_bundle
 from kubevox.provenance import content_hash
@@ -266,3 +266,22 @@ def test_a_split_that_was_tampered_with_is_neither_trained_on_nor_evaluated(tiny
         score(own, Path(own.store), bundle)
     with pytest.raises(SplitError, match="its speakers are not what the rows say"):
         own.train()
+
+
+@pytest.mark.parametrize(
+    ("champion_key", "speakers", "key", "compare"),
+    [
+        ("a", ["ravdess:1"], "a", True),
+        ("a", ["ravdess:1"], "b", False),
+        (None, ["ravdess:1"], "b", False),  # named before there were keys
+        (None, ["synthetic:f1"], "b", True),
+        ("a", ["synthetic:f1"], "b", True),
+        ("a", ["ravdess:1"], None, True),  # only machines are heard in the test
+    ],
+)
+def test_names_under_two_keys_are_compared_only_where_no_person_could_be_missed(
+    trained, champion_key, speakers, key, compare
+):
+    spec = load_bundle(trained.bundle_uri).spec
+    spec = spec.model_copy(update={"key_fingerprint": champion_key, "speakers": speakers})
+    assert _names_compare(spec, key) == compare

@@ -210,7 +210,7 @@ def test_balance_decides_how_much_is_given_to_a_seldom_label(one_sided: Tiny) ->
         with torch.inference_mode():  # without the temperature, which few validation rows leave to chance
             logits = bundle.classifier(torch.from_numpy(features))
         given[balance] = float(logits.softmax(dim=1)[:, 1].mean())
-    assert given["none"] + 0.04 < min(given["weights"], given["sampler"])
+    assert given["none"] + 0.02 < min(given["weights"], given["sampler"])
 
 
 def test_early_stopping_ends_a_training_without_progress(elsewhere: Tiny) -> None:

@@ -1,6 +1,6 @@
 """Speaker-disjoint splits, with a certificate that says what was checked.
 
-``<store>/splits/<hash>/`` holds ``split.parquet`` (utterance, label, split, fold) and ``certificate.json``. The hash is
+``<store>/splits/<hash>/`` holds ``split.parquet`` (utterance, label, split, fold, source id) and ``certificate.json``. The hash is
 over the rows, the task's labels, the dataset's hash and the protocol, so a split that was edited no longer has its
 name, and the certificate carries a hash of itself; :func:`load_split` finds everything that it says anew, every time a
 split is used.

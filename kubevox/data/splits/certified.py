@@ -23,9 +23,18 @@ from kubevox.provenance import content_hash
 
 __all__ = ["Split", "load_split", "make_split"]
 
-_FORMAT = 3
+_FORMAT = 4
 _REMEDY = "delete the folder and run the split stage again"
-_SCHEMA = pa.schema([("utterance", pa.string()), ("label", pa.string()), ("split", pa.string()), ("fold", pa.int32())])
+_SCHEMA = pa.schema(
+    [
+        ("utterance", pa.string()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("fold", pa.int32()),
+        # Several recordings can be the same sound, and only one of them may have been accepted: which one is said.
+        ("source_id", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -106,8 +115,8 @@ def make_split(
     _refuse_missing_labels(labelled, task, dataset)
     division = divide(labelled, task, config, store)
     _refuse_thin_splits(division, task, config)
-    ordered = sorted(division.rows, key=lambda row: row.utterance.id)
-    rows = [(row.utterance.id, row.label, row.split, row.fold) for row in ordered]
+    ordered = sorted(division.rows, key=lambda row: (row.utterance.id, row.utterance.source_id))
+    rows = [(row.utterance.id, row.label, row.split, row.fold, row.utterance.source_id) for row in ordered]
     digest = _hash(rows, task, config, dataset.hash, division.left_out)
     uri = storage.join(store, "splits", digest)
     if storage.exists(storage.join(uri, "certificate.json")):
@@ -142,7 +151,7 @@ def load_split(uri: str) -> Split:
     certificate = _sealed_certificate(uri)
     try:
         table = pq.read_table(storage.fetch(storage.join(uri, "split.parquet")))
-        rows = [(row["utterance"], row["label"], row["split"], row["fold"]) for row in table.to_pylist()]
+        rows = [tuple(row[name] for name in _SCHEMA.names) for row in table.to_pylist()]
         task = TaskConfig.model_validate(certificate["task"])
         config = SplitConfig.model_validate(certificate["config"])
         dataset = load_dataset(_dataset_uri(uri, certificate))
@@ -150,10 +159,10 @@ def load_split(uri: str) -> Split:
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())
         raise SplitError(f"split {uri}: damaged ({why}); delete the folder and run again") from None
-    known = {utterance.id: utterance for utterance in reversed(read_utterances(dataset.shard_uris))}
-    if unknown := [row[0] for row in rows if row[0] not in known]:
+    known = {(utterance.id, utterance.source_id): utterance for utterance in read_utterances(dataset.shard_uris)}
+    if unknown := [row[0] for row in rows if (row[0], row[4]) not in known]:
         raise SplitError(f"split {uri}: {len(unknown)} utterances are not in its dataset, first {unknown[0][:12]}")
-    found = [Row(known[id], label, split, fold) for id, label, split, fold in rows]
+    found = [Row(known[id, source_id], label, split, fold) for id, label, split, fold, source_id in rows]
     _refuse_shared_speakers(uri, found)
     digest = _hash(rows, task, config, dataset.hash, left_out)
     if digest != certificate.get("split_hash") or not uri.rstrip("/").endswith(digest):
@@ -170,7 +179,8 @@ def load_split(uri: str) -> Split:
         raise SplitError(
             f"split {uri}: no valid certificate: its {', '.join(untrue)} are not what the rows say; {_REMEDY}"
         )
-    return Split(uri, digest, tuple(task.labels), tuple(rows), certificate, tuple(row.utterance for row in found))
+    placed = tuple((row.utterance.id, row.label, row.split, row.fold) for row in found)
+    return Split(uri, digest, tuple(task.labels), placed, certificate, tuple(row.utterance for row in found))
 
 
 def _sealed_certificate(uri: str) -> dict[str, Any]:
@@ -201,7 +211,7 @@ def _hash(
     left_out: Mapping[str, int],
 ) -> str:
     """What names a split. Of the configuration only what the certificate answers for: two seeds may give one split."""
-    ordered = sorted([list(row) for row in rows], key=lambda row: row[0])
+    ordered = sorted([list(row) for row in rows], key=lambda row: (row[0], row[4]))
     protocol = [config.protocol, log_name(task, config), config.folds, config.fold, config.published]
     return content_hash(
         [_FORMAT, task.name, task.labels, dataset_hash], [*protocol, config.disjoint_sentences], dict(left_out), ordered

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from kubevox.data.dataset import Utterance
 
-__all__ = ["Labelled", "group_of", "place"]
+__all__ = ["Labelled", "group_of", "in_order_of_content", "place"]
 
 Labelled = tuple[Utterance, str]
 Part = TypeVar("Part")
@@ -37,6 +37,19 @@ _EXACT = 1e-9  # what rounding may leave of a remainder that is none
 def group_of(utterance: Utterance) -> str:
     """What must stay in one part: the speaker, or the recording itself where the speaker is not known."""
     return utterance.speaker or f"utterance:{utterance.id}"
+
+
+def in_order_of_content(labelled: Sequence[Labelled]) -> list[str]:
+    """The groups, by the least id of their recordings.
+
+    Speakers' names are pseudonyms, which differ from key to key. The ids are hashes of the audio: the same recordings
+    are divided alike wherever they are, under whatever key.
+    """
+    first: dict[str, str] = {}
+    for utterance, _ in labelled:
+        name = group_of(utterance)
+        first[name] = min(utterance.id, first.get(name, utterance.id))
+    return sorted(first, key=lambda name: (first[name], name))
 
 
 def place(
@@ -76,7 +89,7 @@ class _Groups:
     """What is to be placed.
 
     Attributes:
-        names: of the groups, sorted.
+        names: of the groups, in the order of their content.
         strata: (corpus, label) of the groups with one label, (corpus, "") of those with several.
         stratum: int [G], each group's place in ``strata``.
         alone: labels whose groups all have no other, with their places in ``strata``.
@@ -95,7 +108,7 @@ class _Groups:
 
     @classmethod
     def of(cls, labelled: Sequence[Labelled]) -> _Groups:
-        names = sorted({group_of(utterance) for utterance, _ in labelled})
+        names = in_order_of_content(labelled)
         row = {name: i for i, name in enumerate(names)}
         keys = sorted({key for utterance, label in labelled for key in _keys(utterance, label)})
         column = {key: i for i, key in enumerate(keys)}

@@ -18,7 +18,7 @@ from typing import Literal, cast
 from kubevox.config import SplitConfig, TaskConfig
 from kubevox.data.dataset import Utterance
 from kubevox.data.splits.assignments import assign, log_name
-from kubevox.data.splits.placement import Labelled, group_of, place
+from kubevox.data.splits.placement import Labelled, group_of, in_order_of_content, place
 from kubevox.errors import SplitError
 
 __all__ = ["SHARED_SENTENCES", "SPLITS", "Division", "Row", "SplitName", "assign_speakers", "divide", "kept_partition"]
@@ -218,9 +218,10 @@ def _with_folds(rows: Sequence[Row], config: SplitConfig) -> list[Row]:
     sizes = Counter(group_of(row.utterance) for row in rows if row.split != "test")
     filled = [0] * config.folds
     folds: dict[str, int] = {}
-    for name, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+    ordered = in_order_of_content([(row.utterance, row.label) for row in rows if row.split != "test"])
+    for name in sorted(ordered, key=lambda name: -sizes[name]):  # stable: equal sizes stay in that order
         folds[name] = filled.index(min(filled))
-        filled[folds[name]] += size
+        filled[folds[name]] += sizes[name]
     return [Row(row.utterance, row.label, row.split, folds.get(group_of(row.utterance))) for row in rows]
 
 

@@ -97,11 +97,11 @@ def divide(findings: Iterable[Finding], config: ValidateConfig) -> tuple[list[Fi
 def duplicates(utterances: Sequence[Utterance], sound: Sequence[bool]) -> dict[int, Finding]:
     """What is the same recording as another one.
 
-    Of equal recordings the first by source id stays; a first one that is refused for another reason gives way to the
+    Of equal recordings the dataset's first stays; a first one that is refused for another reason gives way to the
     next, so that the recording is not lost with it.
 
     Args:
-        utterances: all of the dataset's.
+        utterances: all of the dataset's, in its order.
         sound: for each, whether nothing else speaks against it.
 
     Returns:
@@ -114,7 +114,7 @@ def duplicates(utterances: Sequence[Utterance], sound: Sequence[bool]) -> dict[i
     for same in copies.values():
         if len(same) == 1:
             continue
-        ordered = sorted(same, key=lambda place: (not sound[place], utterances[place].source_id or "", place))
+        ordered = sorted(same, key=lambda place: (not sound[place], place))
         kept = utterances[ordered[0]]
         for place in ordered[1:]:
             differs = [
