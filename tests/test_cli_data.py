@@ -274,3 +274,18 @@ def test_the_page_s_code_reads_a_shard(
     told = capsys.readouterr().out
     assert "angry" in told
     assert "16000" in told or "duckdb" in code
+
+
+def test_the_readme_s_code_reads_a_shard(
+    data: Callable[..., Result], arriving: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = DOCUMENTATION.parents[1] / "README.md"
+    [code] = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    data("ingest", "--corpora", "folder=base")
+    (tmp_path / ".kubevox").mkdir()
+    shutil.move(tmp_path / "store", tmp_path / ".kubevox" / "store")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code.replace('"emotion"', '"calls"'), names)  # noqa: S102 - the README's own code
+    assert names["rate"] == 16_000
+    assert len(names["samples"]) == round(names["table"]["duration_s"][0] * names["rate"])
