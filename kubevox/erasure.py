@@ -18,7 +18,9 @@ import gzip
 import html
 import io
 import json
+import os
 import re
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +57,7 @@ _UNFINISHED = re.compile(r"(?:^|/)(?:\.[^/]+|tmp/.+)$")
 _HASH = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _HEX_LENGTHS = (12, 20, 64)  # speakers, sources, utterances
 _ID_COLUMNS = ("id", "utterance")
-_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, EOFError)
+_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -204,8 +206,13 @@ def trained_on(
     folder = storage.join(store, "bundles")
     for name in storage.list_names(folder):
         uri = storage.join(folder, name)
-        if name not in registered and (told := _told(uri)) and asked(told)[0]:
-            models.append(TrainedModel(uri, doubt=asked(told)[1]))
+        if name in registered:
+            continue
+        told = _told(uri)
+        is_there = storage.exists(storage.join(uri, "bundle.json"))
+        listed, doubt = asked(told) if told else (is_there, "its bundle.json is damaged")
+        if listed:
+            models.append(TrainedModel(uri, doubt=doubt))
     return models
 
 
@@ -388,12 +395,13 @@ class _Needles:
 
 
 def _told(bundle: str) -> dict[str, Any] | None:
-    """What a bundle says of itself; None where there is none."""
+    """What a bundle says of itself; None where there is none, or it is damaged."""
     if not bundle:
         return None
     with contextlib.suppress(StorageError):
-        told: dict[str, Any] = storage.read_json(storage.join(bundle, "bundle.json"))
-        return told
+        told = storage.read_json(storage.join(bundle, "bundle.json"))
+        if isinstance(told, dict) and {"speakers", "split_hash"}.issubset(told):
+            return told
     return None
 
 
@@ -584,7 +592,7 @@ def _read(uri: str) -> bytes:
         if not uri.endswith(".safetensors"):
             return file.read()
         size = file.read(8)
-        return size + file.read(int.from_bytes(size, "little"))
+        return size + file.read(min(int.from_bytes(size, "little"), os.fstat(file.fileno()).st_size))
 
 
 def _inside(store: str, uri: str) -> str:

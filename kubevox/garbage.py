@@ -12,6 +12,7 @@ completed by the next.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 
 from kubevox import storage
 from kubevox.data.dataset import DatasetVersion, history, load_dataset, read_utterances
+from kubevox.data.dataset import versions as all_versions
 from kubevox.errors import StorageError
 from kubevox.features.blocks import Block, block_key, read_index
 from kubevox.progress import ProgressBar
@@ -129,10 +131,22 @@ def collect(garbage: Garbage) -> list[str]:
     """
     named = [path for path in garbage.objects if _kind(path) != "unfinished"]
     with ProgressBar("gc", len(named), "objects") as bar:
-        for path in named:
-            storage.delete(storage.join(garbage.store, path))
-            bar.update()
+        for kind, paths in itertools.groupby(named, _kind):
+            needed = _needed_meanwhile(garbage.store, kind)
+            for path in paths:
+                if path not in needed:
+                    storage.delete(storage.join(garbage.store, path))
+                bar.update()
     return storage.sweep(garbage.store, max(garbage.older_than_s, _WRITING_S))
+
+
+def _needed_meanwhile(store: str, kind: str) -> set[str]:
+    """What others began to need since the search: versions made current again, and old shards in new versions."""
+    if kind == "datasets":
+        return {f"datasets/{history.current(store, name)}" for name in history.names(store)}
+    if kind == "shards":
+        return {shard.name for version in all_versions(store) for shard in version.shards}
+    return set()
 
 
 def _units(store: str) -> dict[str, _Unit]:
@@ -241,6 +255,8 @@ def _read(uri: str, columns: list[str]) -> pa.Table:
 def _is_stale(store: str, path: str, units: Mapping[str, _Unit], gone: set[str]) -> bool:
     """Whether what a stage remembers points at what is not there, or will not be."""
     answer = storage.read_json(storage.join(store, path))
+    if not isinstance(answer, dict):
+        raise StorageError(f"{storage.join(store, path)}: damaged: no stage's answer; delete it")
     stage = path.split("/")[1]
     if stage == "ingest":
         named = f"datasets/{_last(answer.get('uri', ''))}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from kubevox import erasure, storage
 from kubevox.cli.forget import forget as forget_command
-from kubevox.config import SplitConfig, ValidateConfig
+from kubevox.config import CorpusSource, DataConfig, SplitConfig, ValidateConfig
 from kubevox.data.audio import decode_stored
 from kubevox.data.dataset import ingest, load_dataset, read_audio, read_utterances, resolve, versions
 from kubevox.data.dataset.forgetting import forget
@@ -331,6 +332,46 @@ def test_recordings_that_no_shard_tells_of_are_named(world: World) -> None:
     output = world.run(world.speaker("train"), "--erase", "--yes").output
     assert f"evaluations/{lost.name}" in output
     assert (lost / "predictions.parquet").exists()
+
+
+def test_a_copy_in_a_dataset_that_does_not_name_the_person_goes_too(
+    world: World, write_wav: Callable[..., Path], tmp_path: Path
+) -> None:
+    speaker, store = world.speaker("train"), str(world.store)
+    corpus = Path(str(world.tiny.data.corpora[0].path))
+    write_wav(tmp_path / "sad" / "t01_0.wav", frequency=555)
+    shutil.copy(next(corpus.rglob(f"{world.names[speaker].removeprefix('folder:')}_*.wav")), tmp_path / "sad/t02_0.wav")
+    ingest(DataConfig(name="third", corpora=[CorpusSource(name="folder", path=str(tmp_path))]), store)
+    result = world.run(speaker, "--erase", "--yes")
+    assert result.exit_code == 0, result.output
+    assert world.traces(speaker) == []
+    assert resolve(store, "third", "current").utterances == 1
+
+
+@pytest.mark.parametrize("told", ["{}", "[]", "{"])
+def test_a_bundle_that_cannot_say_whom_it_learnt_from_is_listed(world: World, told: str) -> None:
+    damaged = world.store / "bundles" / ("d" * 64)
+    damaged.mkdir()
+    (damaged / "bundle.json").write_text(told)
+    models = json.loads(world.run(world.speaker("test"), "--json").output)["models"]
+    assert [(model["bundle"], model["deleted"]) for model in models] == [(str(damaged), False)]
+    assert "bundle.json is damaged" in models[0]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("last.safetensors", b"\xff" * 20),
+        ("told.json.gz", gzip.compress(json.dumps(list(range(999))).encode())[:300] + b"damaged"),
+    ],
+)
+def test_damage_of_any_kind_does_not_end_the_search(world: World, name: str, content: bytes) -> None:
+    path = world.store / "checkpoints" / ("c" * 64) / name
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert erasure.holdings(str(world.store), [world.speaker("train")]).unreadable == (
+        path.relative_to(world.store).as_posix(),
+    )
 
 
 def test_what_is_out_of_reach_is_said(world: World) -> None:

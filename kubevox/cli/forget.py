@@ -67,7 +67,8 @@ def forget(
             if asked != pseudonym:
                 print(f"{asked} is {pseudonym} in this store")
     key = names.fingerprint if names else None
-    trained = erasure.trained_on(place, tracking, people, erasure.recordings(place, people), key)
+    ids = erasure.recordings(place, people)
+    trained = erasure.trained_on(place, tracking, people, ids, key)
     kept = [model for model in trained if model.champion]
     champions = {model.bundle for model in kept}
     bundles = sorted({model.bundle for model in trained if models and not model.doubt} - champions)
@@ -76,7 +77,7 @@ def forget(
         _confirm(erasure.holdings(place, people, bundles), trained, bundles, as_json)
     Suppressed(place, names).add(people)
     datasets = history.names(place) if erase else [settings.data.name]
-    done = [made for name in datasets if (made := forget_in(place, name, people, names))]
+    done = [made for name in datasets if (made := forget_in(place, name, people, names, ids))]
     erased = erasure.erase(place, people, bundles) if erase else None
     left = erasure.out_of_reach(place, tracking, trained)
     refused = [f"{model.bundle}: the champion of {model.name}" for model in kept] if models else []

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from kubevox import storage
@@ -43,10 +44,10 @@ class Pseudonyms:
         self._where = where
         if len(key) < _SHORTEST_KEY:
             raise ConfigError(
-                f"{_VARIABLE}: {len(key)} characters are too few to keep names secret; "
+                f"{where}: {len(key)} characters are too few to keep names secret; "
                 f"use at least {_SHORTEST_KEY}, such as the output of: openssl rand -hex 32"
             )
-        self._key = key.encode()
+        self._key = key.encode(errors="surrogateescape")  # the environment may hold any bytes
 
     @classmethod
     def of_user(cls, store: str | None = None) -> Pseudonyms:
@@ -136,10 +137,12 @@ def _kept_key(file: Path) -> str:
     try:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary = file.with_name(f".{file.name}.{os.getpid()}")
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-                out.write(secrets.token_hex(32))
+            # Of a name that no process on another machine with this home takes too; readable by its owner only.
+            descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+            temporary = Path(name)
             try:
+                with open(descriptor, "w") as out:
+                    out.write(secrets.token_hex(32))
                 with contextlib.suppress(FileExistsError):
                     os.link(temporary, file)
                     note(
@@ -148,7 +151,7 @@ def _kept_key(file: Path) -> str:
                     )
             finally:
                 temporary.unlink()
-        return file.read_text().strip()
+        return file.read_text(encoding="utf-8", errors="surrogateescape").strip()
     except OSError as error:
         raise ConfigError(
             f"{file}: the key for pseudonyms of speakers cannot be kept there ({error.strerror}); set {_VARIABLE} "

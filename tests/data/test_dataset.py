@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -119,6 +120,15 @@ def test_unchanged_files_are_recognised_without_being_read(folder_corpus, store)
     assert again == first
 
 
+def test_a_copied_store_answers_for_itself(folder_corpus, store, tmp_path):
+    data = config_of(folder_corpus())
+    first, _ = ingest(data, store)
+    copy = shutil.copytree(store, tmp_path / "copy")
+    again, reused = ingest(data, str(copy))
+    assert reused
+    assert (again.store, again.hash) == (str(copy), first.hash)
+
+
 def test_a_version_that_was_deleted_is_made_again(folder_corpus, store):
     folder = folder_corpus()
     first, _ = ingest(config_of(folder), store)
@@ -171,6 +181,18 @@ def test_the_allowed_share_also_holds_for_a_version_that_is_there(folder_corpus,
     assert ingest(lax, store)[1]
     with pytest.raises(ValidationError, match="1 of 37 recordings"):
         ingest(config_of(folder), store)
+
+
+def test_what_failed_beside_recordings_that_are_stored_already_is_said(folder_corpus, store, capfd):
+    folder = folder_corpus()
+    clean, _ = ingest(config_of(folder), store)
+    (folder / "sad" / "s00_9.wav").write_bytes(b"")
+    for _ in range(2):  # also when it is recognised
+        capfd.readouterr()
+        assert ingest(config_of(folder, max_rejected_share=0.5), store)[0].hash == clean.hash
+        assert re.search(
+            r"1 recordings could not be decoded, such as .*s00_9\.wav.* lists 0", "".join(capfd.readouterr())
+        )
 
 
 def test_a_corpus_without_a_usable_recording_is_refused(folder_corpus, store, tmp_path):

@@ -23,7 +23,7 @@ from kubevox.data.dataset.forgetting import Suppressed, forget, identify, speake
 from kubevox.data.dataset.history import history
 from kubevox.data.dataset.versions import dataset_hash
 from kubevox.data.pseudonyms import Pseudonyms
-from kubevox.errors import StorageError
+from kubevox.errors import CorpusError, StorageError
 
 WriteWav = Callable[..., Path]
 
@@ -171,8 +171,39 @@ def test_a_version_tells_whom_it_would_bring_back(store: str, names: Pseudonyms)
     made = forget(store, "default", {speaker}, names)
     assert made is not None
     suppressed = Suppressed(store, names)
-    assert suppressed.held_by(made.before) == {speaker}
+    rows = read_utterances(made.before.shard_uris)
+    theirs = heard(made.before, speaker)
+    held = {row.source_id for row in rows if row.id in theirs}  # also the copy under s02's name
+    held |= {reject["source_id"] for reject in read_rejects(made.before)}
+    assert suppressed.held_by(made.before) == held
     assert suppressed.held_by(made.after) == set()
+
+
+def test_a_copy_stays_out_whether_names_are_published_or_not(
+    corpus: Path, store: str, names: Pseudonyms, tmp_path: Path
+) -> None:
+    forget(store, "default", {pseudonym(store, names)}, names)
+    published, _ = ingest(config(corpus, publish_names=True), store)
+    assert published.utterances == 9
+    other = str(tmp_path / "published")
+    ingest(config(corpus, publish_names=True), other)
+    forget(other, "default", {pseudonym(other, names)}, names)
+    assert ingest(config(corpus), other)[0].utterances == 9
+
+
+def test_what_bears_audio_that_another_version_says_is_theirs_goes(
+    corpus: Path, store: str, names: Pseudonyms, write_wav: WriteWav, tmp_path: Path
+) -> None:
+    """The person is not named in the dataset, but heard."""
+    theirs = heard(resolve(store, "default", "current"), pseudonym(store, names))
+    copies = tmp_path / "copies"
+    write_wav(copies / "sad" / "t01_0.wav", frequency=555)
+    shutil.copy(corpus / "happy" / "s01_0.wav", copies / "sad" / "t02_0.wav")
+    ingest(config(copies, name="other"), store)
+    made = forget(store, "other", {pseudonym(store, names)}, names, theirs)
+    assert made is not None
+    assert (made.utterances, made.copies, made.after.utterances) == (1, 1, 1)
+    assert not decoded(resolve(store, "other", "current")) & theirs
 
 
 def test_a_person_of_whom_nothing_could_be_decoded_is_taken_off_the_rejects(
@@ -191,7 +222,8 @@ def test_a_person_of_whom_nothing_could_be_decoded_is_taken_off_the_rejects(
     assert read_rejects(resolve(store, "default", "current")) == []
     assert resolve(store, "default", "current").rejects == 0
     [counts] = made.after.corpora
-    assert (counts["found"], counts["stored"], counts["failed"], counts["forgotten"]) == (7, 6, 0, 1)
+    for count in (counts, made.after.batches[0]["counts"][0]):  # what is added later sums up the batches
+        assert (count["found"], count["stored"], count["failed"], count["forgotten"]) == (7, 6, 0, 1)
 
 
 def test_forgetting_twice_changes_nothing(store: str, names: Pseudonyms) -> None:
@@ -200,6 +232,18 @@ def test_forgetting_twice_changes_nothing(store: str, names: Pseudonyms) -> None
     assert forget(store, "default", {speaker}, names) is None
     assert len(history(store, "default")) == 2
     assert pseudonym(store, names) == speaker  # still recognised, by the list
+
+
+def test_a_corpus_of_nobody_else_is_one_clear_line(tmp_path: Path, make_corpus: Callable[..., Path]) -> None:
+    folder, store = make_corpus(tmp_path / "corpus", 1, clips=1), str(tmp_path / "store")
+    ingest(config(folder), store)
+    names = Pseudonyms.of_store(store)
+    assert names is not None
+    made = forget(store, "default", {pseudonym(store, names, "folder:s00")}, names)
+    assert made is not None
+    assert made.after.utterances == 0
+    with pytest.raises(CorpusError, match="nothing is left to ingest"):
+        ingest(config(folder), store)
 
 
 def test_a_stranger_is_not_identified(store: str, names: Pseudonyms) -> None:

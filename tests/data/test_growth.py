@@ -247,6 +247,22 @@ def test_a_window_that_leaves_nothing_is_refused(store: str) -> None:
         slide(store, "default", Window(keep_first=True))
 
 
+def test_a_window_may_be_longer_than_the_calendar(store: str) -> None:
+    assert slide(store, "default", Window(max_age_days=10_000_000)).dropped == ()
+
+
+def test_a_batch_that_was_rolled_back_and_comes_again_keeps_its_date(
+    store: str, arriving: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The same recordings are the same version, and a version is never changed."""
+    first = add(config(arriving / "b0"), store, "b0", datetime.date(2026, 1, 1))
+    rollback(store, "default", first.before.hash)
+    again = add(config(arriving / "b0"), store, "b0", datetime.date(2026, 6, 1))
+    assert again.added == current(store).batches[-1]
+    assert again.added["recorded"] == "2026-01-01"
+    assert "as of 2026-01-01" in "".join(capfd.readouterr())
+
+
 def test_a_window_slides_while_a_batch_is_added(store: str, arriving: Path) -> None:
     add(config(arriving / "b0"), store, "b0", recorded=datetime.date(2026, 1, 1))
     window = Window(max_utterances=8, keep_first=True)

@@ -12,7 +12,7 @@ import pytest
 from kubevox.config import CorpusSource, DataConfig
 from kubevox.data.dataset import ingest, read_utterances
 from kubevox.data.pseudonyms import Pseudonyms
-from kubevox.errors import ConfigError, StorageError
+from kubevox.errors import ConfigError, CorpusError, StorageError
 
 VARIABLE = "KUBEVOX_PSEUDONYM_KEY"
 
@@ -101,6 +101,54 @@ def test_a_store_keeps_to_one_key(folder_corpus, monkeypatch, tmp_path):
     monkeypatch.setenv(VARIABLE, "quite another key of this store")
     with pytest.raises(StorageError, match=r"under the key .* set KUBEVOX_PSEUDONYM_KEY to the key"):
         ingest(data, store)
+
+
+def test_no_name_gets_into_the_store_beside_the_recordings(folder_corpus, tmp_path):
+    folder = folder_corpus(speakers=2)
+    (folder / "hjalmarsdottir").write_text("a file without an ending")
+    (folder / "notes.txt").write_text("a text")
+    listed = tmp_path / "hjalmarsdottir" / "list.csv"
+    listed.parent.mkdir()
+    listed.write_text("path,label,speaker\nsad/s00_0.wav,sad,hjalmarsdottir\n")
+    source = CorpusSource(name="folder", path=str(folder), options={"csv": str(listed)})
+    version, _ = ingest(DataConfig(corpora=[source]), str(tmp_path / "store"))
+    assert b"hjalmarsdottir" not in bytes_of(tmp_path / "store")
+    assert version.corpora[0]["passed_over"] == {".txt": 1, ".wav": 11, "other": 1}
+    assert version.corpora[0]["options"]["csv"] == "list.csv"
+
+
+def test_a_name_that_is_no_text_is_one_clear_line(folder_corpus, tmp_path):
+    folder = folder_corpus(speakers=2)
+    (folder / "sad" / "s00_0.wav").rename(os.fsdecode(os.fsencode(folder / "sad") + b"/s00_\xe9.wav"))
+    for publish in (False, True):
+        with pytest.raises(CorpusError, match=r"s00_.*wav': its name is not UTF-8"):
+            ingest(
+                DataConfig(corpora=[CorpusSource(name="folder", path=str(folder))], publish_names=publish),
+                str(tmp_path / "store"),
+            )
+
+
+def test_any_bytes_are_a_key(home, monkeypatch):
+    monkeypatch.setenv(VARIABLE, os.fsdecode(b"\xe9" * 20))
+    from_variable = Pseudonyms.of_user().fingerprint
+    monkeypatch.delenv(VARIABLE)
+    home.parent.mkdir(parents=True)
+    home.write_bytes(b"\xe9" * 20)
+    assert Pseudonyms.of_user().fingerprint == from_variable
+    home.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"pseudonym\.key: 0 characters are too few"):
+        Pseudonyms.of_user()
+
+
+def test_a_key_is_not_overwritten_by_a_process_of_the_same_number(home, monkeypatch):
+    """Containers that share a home: each has a process 1."""
+    home.parent.mkdir(parents=True)
+    kept = home.with_name(f".{home.name}.{os.getpid()}")
+    kept.write_text("the key that another container just made")
+    os.link(kept, home)
+    monkeypatch.setattr(Path, "exists", lambda _: False)  # it was not there yet when this process looked
+    Pseudonyms.of_user()
+    assert home.read_text() == "the key that another container just made"
 
 
 def test_machines_voices_need_no_key(home, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -183,6 +184,10 @@ def test_a_batch_that_is_there_is_not_written_over(ravdess: DataConfig, tmp_path
         ({"shift": Shift(labels={"angry": 0.5, "happy": 0.2, "neutral": 0.1})}, "add up to 0.8"),
         ({"shift": Shift(labels={"angry": -0.1})}, "not between 0 and 1"),
         ({"shift": Shift(band_limit_hz=0.0)}, "leaves nothing"),
+        ({"shift": Shift(band_limit_hz=1e-3)}, "leaves nothing"),  # and a filter of as many taps as there is memory
+        ({"shift": Shift(band_limit_hz=math.nan)}, "leaves nothing"),
+        ({"shift": Shift(noise_snr_db=1e6)}, "out of any range"),
+        ({"shift": Shift(noise_snr_db=math.nan)}, "out of any range"),
         ({"shift": Shift(noise_snr_db=3.0), "start_at": 3}, "would never begin"),
     ],
 )

@@ -104,6 +104,23 @@ def test_a_batch_can_be_added_to_the_version_that_was_rolled_back_to(store: str,
     assert add(config(arriving / "b0"), store, "b0").after.hash == last
 
 
+def test_a_version_with_a_copy_of_somebody_who_was_forgotten_is_not_rolled_back_to(
+    write_wav: WriteWav, tmp_path: Path
+) -> None:
+    """The version does not name the person: the recording stands there under another name."""
+    store = str(tmp_path / "store")
+    voice = write_wav(tmp_path / "person" / "sad" / "ann_0.wav", 0.3, frequency=333)
+    write_wav(tmp_path / "base" / "sad" / "p0_0.wav", 0.3)
+    shutil.copy(voice, tmp_path / "base" / "sad" / "p1_0.wav")
+    before, _ = ingest(config(tmp_path / "base"), store)
+    add(config(tmp_path / "person"), store, "person")
+    names = Pseudonyms.of_store(store)
+    assert names is not None
+    forget(store, "default", {names.speaker("folder:ann")}, names)
+    with pytest.raises(StorageError, match="1 recordings of people who were forgotten since"):
+        rollback(store, "default", before.hash)
+
+
 def test_a_version_of_another_dataset_is_not_rolled_back_to(store: str, arriving: Path) -> None:
     other, _ = ingest(config(arriving / "b0", name="other"), store)
     with pytest.raises(StorageError, match=r"never the current version of dataset 'default'; it is of 'other'"):
@@ -115,7 +132,7 @@ def test_a_version_with_somebody_who_was_forgotten_is_not_rolled_back_to(store: 
     assert keys is not None
     first = hashes(store)[0]
     forget(store, "default", {keys.speaker("folder:ann")}, keys)
-    with pytest.raises(StorageError, match="1 speakers who were forgotten"):
+    with pytest.raises(StorageError, match="2 recordings of people who were forgotten"):
         rollback(store, "default", first)
 
 
@@ -202,6 +219,19 @@ def test_counts_that_are_wrong_are_found(store: str, key: str, value: int, told:
     assert [told in line for line in verify(current(store)).damages] == [True]
 
 
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [("stored", "counts 13 recordings in its corpora, and has 12"), ("failed", "counts 2 that failed in its corpora")],
+)
+def test_counts_of_corpora_that_add_up_and_are_wrong_are_found(store: str, column: str, told: str) -> None:
+    head = Path(current(store).uri, "dataset.json")
+    content = json.loads(head.read_text())
+    for key in ("found", column):
+        content["corpora"][0][key] += 1
+    head.write_text(json.dumps(content))
+    assert [told in line for line in verify(current(store)).damages] == [True]
+
+
 def test_a_row_that_was_left_out_changes_the_hash(store: str) -> None:
     head = Path(current(store).uri, "dataset.json")
     content = json.loads(head.read_text())
@@ -254,6 +284,27 @@ def test_versions_go_before_the_shards_that_they_list(store: str) -> None:
     kinds = [path.partition("/")[0] for path in find_garbage(store, keep=1, min_age_s=0).objects]
     assert kinds.index("shards") > max(place for place, kind in enumerate(kinds) if kind == "datasets")
     assert kinds == sorted(kinds, key=["datasets", "memo", "splits", "validations", "features", "shards"].index)
+
+
+def test_what_becomes_needed_while_a_clean_up_is_under_way_stays(store: str) -> None:
+    second = hashes(store)[1]
+    slide(store, "default", Window(max_utterances=4))
+    found = find_garbage(store, keep=1, min_age_s=0)
+    young = Path(store, "datasets", "e" * 64)  # somebody makes a version, and an old shard is what it needs
+    shutil.copytree(Path(store, "datasets", second), young)
+    collect(found)
+    assert all(Path(uri).exists() for uri in load_dataset(str(young)).shard_uris)
+
+
+def test_a_version_that_is_rolled_back_to_while_a_clean_up_is_under_way_stays(store: str) -> None:
+    first = hashes(store)[0]
+    slide(store, "default", Window(max_utterances=4))
+    found = find_garbage(store, keep=1, min_age_s=0)
+    assert f"datasets/{first}" in found.objects
+    rollback(store, "default", first)
+    collect(found)
+    assert current(store).hash == first
+    assert verify(current(store)).damages == ()
 
 
 def test_what_killed_writers_left_behind_goes_too(store: str) -> None:

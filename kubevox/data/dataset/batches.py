@@ -57,7 +57,8 @@ class Window:
         by_age = sorted(batches, key=date_of)
         droppable = [batch for batch in by_age if not (self.keep_first and batch is batches[0])]
         if self.max_age_days is not None:
-            first_day = today - datetime.timedelta(days=self.max_age_days)
+            oldest = (today - datetime.date.min).days
+            first_day = today - datetime.timedelta(days=min(self.max_age_days, oldest))
             dropped |= {batch["name"] for batch in droppable if date_of(batch) < first_day}
         if self.max_utterances is not None:
             total = sum(batch["utterances"] for batch in batches if batch["name"] not in dropped)

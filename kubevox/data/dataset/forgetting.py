@@ -72,17 +72,21 @@ class Suppressed:
         listed = storage.list_names(storage.join(store, _FOLDER))
         self._marks = {name.removesuffix(".json") for name in listed}
 
-    def find(self, speaker: str | None, source_id: str = "") -> str | None:
-        """The mark by which a recording of this speaker (a pseudonym) and source id is on the list, or None."""
+    def find(self, speaker: str | None, *source_ids: str) -> str | None:
+        """The mark by which a recording of this speaker (a pseudonym) or under these source ids is listed, or None."""
         if not self._marks:
             return None
-        asked = [("speaker", speaker), ("source", source_id)]
+        asked = [("speaker", speaker), *(("source", source_id) for source_id in source_ids)]
         marks = (self._mark(kind, name) for kind, name in asked if name)
         return next((mark for mark in marks if mark in self._marks), None)
 
     def held_by(self, version: DatasetVersion) -> set[str]:
-        """Who of a version's speakers is on the list: whoever makes that version current again brings them back."""
-        return {speaker for speaker in speakers_of(version) if self.find(speaker)} if self._marks else set()
+        """Source ids of a version that are, or whose speakers are, on the list; making it current brings them back."""
+        if not self._marks:
+            return set()
+        named = [(row.speaker, row.source_id) for row in read_utterances(version.shard_uris)]
+        named += [(reject["speaker"], reject["source_id"]) for reject in read_rejects(version)]
+        return {source_id for speaker, source_id in named if self.find(speaker, source_id)}
 
     def add(self, speakers: Iterable[str], source_ids: Iterable[str] = ()) -> None:
         """Put people, and single recordings, on the list.
@@ -134,7 +138,9 @@ def identify(asked: str, known: Collection[str], names: Pseudonyms | None, suppr
     return next((one for one in candidates if suppressed.find(one)), None)
 
 
-def forget(store: str, name: str, speakers: Collection[str], names: Pseudonyms | None) -> Forgotten | None:
+def forget(
+    store: str, name: str, speakers: Collection[str], names: Pseudonyms | None, known_ids: Collection[str] = ()
+) -> Forgotten | None:
     """Make a current version without some people, and keep them from being ingested again.
 
     The list is written first: whoever ingests from then on leaves them out. An ingest that was already under way may
@@ -145,6 +151,7 @@ def forget(store: str, name: str, speakers: Collection[str], names: Pseudonyms |
         name: the dataset's.
         speakers: pseudonyms.
         names: what makes them; None where every voice is a machine's.
+        known_ids: utterance ids of theirs that other versions tell of: what bears such audio here goes as well.
 
     Returns:
         What was done; None where the current version holds nothing of them.
@@ -155,7 +162,7 @@ def forget(store: str, name: str, speakers: Collection[str], names: Pseudonyms |
     while True:
         before = resolve(store, name, "current")
         rows = [read_utterances(uri) for uri in before.shard_uris]
-        ids = {utterance.id for shard in rows for utterance in shard if utterance.speaker in speakers}
+        ids = {utterance.id for shard in rows for utterance in shard if utterance.speaker in speakers}.union(known_ids)
         gone = [[u for u in shard if u.speaker in speakers or u.id in ids] for shard in rows]
         copies = [u for shard in gone for u in shard if u.speaker not in speakers]
         rejects = read_rejects(before)
@@ -178,7 +185,7 @@ def forget(store: str, name: str, speakers: Collection[str], names: Pseudonyms |
             before.key_fingerprint,
             {"operation": "forget", "parent": before.hash, "config": before.lineage.get("config")},
         )
-        after = _without_rejects(after, speakers, corpora)
+        after = _without_rejects(after, speakers)
         told = Forgotten(name, before, after, count, len(copies), len(left), sum(1 for shard in gone if shard))
         people = "1 person" if len(speakers) == 1 else f"{len(speakers)} people"
         if after.hash == before.hash or history.record(
@@ -263,9 +270,7 @@ def _batches_without(
     return batches
 
 
-def _without_rejects(
-    version: DatasetVersion, speakers: Collection[str], corpora: Sequence[Mapping[str, Any]]
-) -> DatasetVersion:
+def _without_rejects(version: DatasetVersion, speakers: Collection[str]) -> DatasetVersion:
     """The version with none of the people's rejects, which its name does not cover.
 
     A version of the same rows may have been there before, with these people among its rejects: they are taken out of
@@ -275,12 +280,18 @@ def _without_rejects(
     kept = [reject for reject in rejects if reject["speaker"] not in speakers]
     if len(kept) == len(rejects):
         return version
+    gone = [reject for reject in rejects if reject["speaker"] in speakers]
     uri, head = storage.join(version.uri, "rejects.parquet"), storage.join(version.uri, "dataset.json")
     schema = pa.schema([(name, pa.string()) for name in rejects[0]])
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(kept, schema=schema), buffer)
     storage.write_bytes(uri, buffer.getvalue().to_pybytes())
-    told = {**storage.read_json(head), "rejects": len(kept), "corpora": list(corpora)}
+    told = {
+        **storage.read_json(head),
+        "rejects": len(kept),
+        "corpora": _counts_without(version.corpora, [], gone),
+        "batches": _batches_without(version, [[] for _ in version.shards], gone),
+    }
     storage.write_bytes(head, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
     storage.forget_cached(version.uri)
     return load_dataset(version.uri)

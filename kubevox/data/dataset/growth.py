@@ -15,12 +15,13 @@ from typing import Any
 from kubevox import storage
 from kubevox.config import DataConfig
 from kubevox.data.dataset import history
-from kubevox.data.dataset.batches import Window, check_name, describe, merge
+from kubevox.data.dataset.batches import Window, check_name, date_of, describe, merge
 from kubevox.data.dataset.forgetting import Suppressed
 from kubevox.data.dataset.ingestion import Found, Stored, config_told, store_recordings, survey, tally, tell
 from kubevox.data.dataset.utterances import Shard, Utterance, read_utterances
 from kubevox.data.dataset.versions import DatasetVersion, dataset_hash, publish_version, read_rejects, resolve
 from kubevox.errors import CorpusError
+from kubevox.progress import note
 
 __all__ = ["Grown", "Window", "add", "slide"]
 
@@ -194,7 +195,7 @@ def _grow(
         fingerprint = new.fingerprint or fingerprint
     corpora = merge(batches, described, _speakers(batches, parent, shards, rows, rejects))
     operation = "add" if new else "window"
-    version, _ = publish_version(
+    version, reused = publish_version(
         store,
         utterances,
         shards,
@@ -209,7 +210,18 @@ def _grow(
     detail += [f"without {', '.join(dropped)}"] if dropped else []
     if not history.record(store, name, version.hash, operation, "; ".join(detail), onto=parent.hash):
         return None
-    return Grown(parent, version, new.batch if new else None, dropped)
+    return Grown(parent, version, _as_stored(version, new.batch, reused) if new else None, dropped)
+
+
+def _as_stored(version: DatasetVersion, batch: dict[str, Any], reused: bool) -> dict[str, Any]:
+    """The batch as the version has it, which may have been made before of the same recordings, and rolled back."""
+    stored: dict[str, Any] = next(one for one in version.batches if one["name"] == batch["name"])
+    if reused and stored["recorded"] != batch["recorded"]:
+        note(
+            f"add: version {version.hash[:12]} was made before, with batch {batch['name']!r} as of {date_of(stored)}; "
+            "that stays its date, unless the batch gets another name"
+        )
+    return stored
 
 
 def _shards_with_rows(stored: Stored) -> list[tuple[Shard, list[Utterance]]]:

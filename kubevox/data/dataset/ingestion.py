@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 _SHARD_STAGE = "ingest-shard"
+_ENDING = re.compile(r"\.[a-z0-9]{1,5}")
 
 
 class Place(NamedTuple):
@@ -116,12 +118,16 @@ def ingest(config: DataConfig, store: str) -> tuple[DatasetVersion, bool]:
         refuse_forgotten(version)
         return version, True
     found = survey(config, store)
-    if (known := storage.recall(store, "ingest", found.key)) and storage.exists(
-        storage.join(known["uri"], "dataset.json")
-    ):
-        version = load_dataset(known["uri"])
+    if not found.recordings:
+        raise CorpusError("nothing is left to ingest: all recordings are of people forgotten, or left out by a cap")
+    known = storage.recall(store, "ingest", found.key)
+    # By its name in this store, which may be a copy of the one that remembered it.
+    uri = storage.join(store, "datasets", known["uri"].rpartition("/")[2]) if known else ""
+    if known and storage.exists(storage.join(uri, "dataset.json")):
+        version = load_dataset(uri)
         # The rejects of these sources: the version may have been made of others, with the same good recordings.
         _check_rejects(known["rejects"], version.utterances, known["first_reject"], found, config)
+        _tell_unlisted(version, known["rejects"], known["first_reject"], found)
         _record(store, config.name, version)
         return version, True
     for count in found.counts:
@@ -140,12 +146,10 @@ def ingest(config: DataConfig, store: str) -> tuple[DatasetVersion, bool]:
         found.names.fingerprint if found.names else None,
         {"operation": "ingest", "parent": None, "config": config_told(config)},
     )
-    answer = {
-        "uri": version.uri,
-        "rejects": len(stored.rejects),
-        "first_reject": stored.rejects[0]["source_id"] if stored.rejects else "",
-    }
+    first = stored.rejects[0]["source_id"] if stored.rejects else ""
+    answer = {"uri": version.uri, "rejects": len(stored.rejects), "first_reject": first}
     storage.remember(store, "ingest", found.key, answer)
+    _tell_unlisted(version, len(stored.rejects), first, found)
     _record(store, config.name, version)
     return version, reused
 
@@ -157,10 +161,20 @@ def refuse_forgotten(version: DatasetVersion) -> None:
         StorageError: there is such a person in it.
     """
     suppressed = Suppressed(version.store, Pseudonyms.of_store(version.store))
-    if people := suppressed.held_by(version):
+    if held := suppressed.held_by(version):
         raise StorageError(
-            f"{version.uri}: holds {len(people)} speakers who were forgotten since; use the current version "
+            f"{version.uri}: holds {len(held)} recordings of people who were forgotten since; use the current version "
             "(kubevox data list), or purge this one (kubevox data forget --erase)"
+        )
+
+
+def _tell_unlisted(version: DatasetVersion, rejects: int, first: str, found: Found) -> None:
+    """Say what failed of these sources, where the version was made before, of the same good recordings and others."""
+    if rejects != version.rejects:
+        such = f", such as {found.places[first].origin}" if first in found.places else ""
+        note(
+            f"ingest: {rejects} recordings could not be decoded{such}; version {version.hash[:12]} was made before, of "
+            f"the same good recordings, and lists {version.rejects}"
         )
 
 
@@ -202,14 +216,16 @@ def survey(config: DataConfig, store: str, batch: str | None = None) -> Found:
     marks: set[str] = set()
     for corpus, source in zip(corpora, config.corpora, strict=True):
         listed = list(corpus.recordings())
+        _refuse_names_that_are_no_text(listed)
         chosen, left_out = cap(listed, source.max_recordings, source.max_per_class)
         counts.append(_count(corpus, listed, sum(left_out.values())))
         for recording in chosen:
             if batch is not None:
                 recording = _within(recording, batch)
+            own_name = recording.source_id
             if names is not None and not _by_machine(recording, corpus):
                 recording = _pseudonymised(recording, names, config.publish_names)
-            if mark := suppressed.find(recording.speaker, recording.source_id):
+            if mark := suppressed.find(recording.speaker, *_names_of(recording, own_name, names)):
                 marks.add(mark)
                 counts[-1]["forgotten"] += 1
                 continue
@@ -428,6 +444,19 @@ def _pseudonymised(recording: Recording, names: Pseudonyms, publish_names: bool)
     )
 
 
+def _names_of(recording: Recording, own_name: str, names: Pseudonyms | None) -> set[str]:
+    """The source ids that a recording may have been stored under: one ingest publishes names, another does not."""
+    return {recording.source_id, own_name, *([names.source(own_name)] if names else [])}
+
+
+def _refuse_names_that_are_no_text(listed: Sequence[Recording]) -> None:
+    for recording in listed:
+        try:
+            recording.source_id.encode()
+        except UnicodeEncodeError:
+            raise CorpusError(f"{recording.origin!r}: its name is not UTF-8; give it another") from None
+
+
 def _count(corpus: Corpus, listed: Sequence[Recording], left_out: int) -> dict[str, Any]:
     """What is told of a corpus beside a dataset: what it is, what was found, what is published."""
     published = corpus.published
@@ -438,7 +467,7 @@ def _count(corpus: Corpus, listed: Sequence[Recording], left_out: int) -> dict[s
         "citation": corpus.citation,
         "homepage": corpus.homepage,
         "synthetic": corpus.synthetic or any(_by_machine(recording, corpus) for recording in listed),
-        "options": corpus.options.model_dump(mode="json"),
+        "options": _without_place(corpus.options.model_dump(mode="json")),
         "found": len(listed),
         "left_out": left_out,
         "forgotten": 0,
@@ -484,7 +513,23 @@ def tally(found: Found, stored: Stored) -> list[dict[str, Any]]:
         name = count["name"]
         if count["found"] != count["left_out"] + count["forgotten"] + rows[name] + failed[name]:
             raise AssertionError(f"{count} but stored {rows[name]}, failed {failed[name]}: recordings were lost")
-    return [{**count, "stored": rows[count["name"]], "failed": failed[count["name"]]} for count in found.counts]
+    return [
+        {
+            **count,
+            "passed_over": _endings(count["passed_over"]),
+            "stored": rows[count["name"]],
+            "failed": failed[count["name"]],
+        }
+        for count in found.counts
+    ]
+
+
+def _endings(passed_over: dict[str, int]) -> dict[str, int]:
+    """Files by their endings, and all others together: a name without an ending is a name."""
+    endings: Counter[str] = Counter()
+    for ending, number in passed_over.items():
+        endings[ending if _ENDING.fullmatch(ending) else "other"] += number
+    return dict(sorted(endings.items()))
 
 
 def config_told(config: DataConfig) -> dict[str, Any]:
@@ -492,7 +537,13 @@ def config_told(config: DataConfig) -> dict[str, Any]:
     told = config.model_dump(mode="json", exclude={"version"})
     for source in told["corpora"]:
         del source["path"]
+        source["options"] = _without_place(source["options"])
     return told
+
+
+def _without_place(options: dict[str, Any]) -> dict[str, Any]:
+    """A corpus' options with no folder of this machine: a list may be named by its full path."""
+    return options | {"csv": Path(options["csv"]).name} if options.get("csv") else options
 
 
 def _check_rejects(rejects: int, stored: int, first: str, found: Found, config: DataConfig) -> None:

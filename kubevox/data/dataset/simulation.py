@@ -40,6 +40,8 @@ _COLUMNS = ("path", "corpus", "speaker", "sex", "raw_label", "intensity", "langu
 _FRAME_S = 0.02
 _PAUSE_DB = 30.0  # below the loudest frame, and it is a pause
 _HEADROOM = 0.99
+_MOST_DB = 200.0  # more than 24 bits can hold
+_LOWEST_HZ = 20.0
 
 
 @dataclass(frozen=True)
@@ -408,7 +410,11 @@ def _check(task: TaskConfig, shift: Shift, batches: int, size: int, start_at: in
         )
     if not 1 <= start_at <= batches and (shift.touches_audio or shift.labels):
         raise ConfigError(f"simulate: start_at = {start_at}: the shift would never begin; there are {batches} batches")
-    if shift.band_limit_hz is not None and shift.band_limit_hz <= 0:
+    if shift.noise_snr_db is not None and not abs(shift.noise_snr_db) <= _MOST_DB:
+        raise ConfigError(
+            f"simulate: noise {shift.noise_snr_db:g} dB below speech is out of any range; expected 0 to 40"
+        )
+    if shift.band_limit_hz is not None and not shift.band_limit_hz >= _LOWEST_HZ:
         raise ConfigError(f"simulate: a band limit of {shift.band_limit_hz:g} Hz leaves nothing")
     for label, share in shift.labels.items():
         if label not in task.labels:

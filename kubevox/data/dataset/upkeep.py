@@ -175,16 +175,24 @@ def _unsound(uri: str) -> Iterator[tuple[str, str]]:
 
 def _damages_of_head(version: DatasetVersion, rows: list[Utterance], unread: bool) -> list[str]:
     damages = []
-    if not unread and dataset_hash(rows) != version.hash:
-        damages.append(f"{version.uri}: its rows have the hash {dataset_hash(rows)[:12]}…, not that of its name")
-    if not unread and len(rows) != version.utterances:
-        damages.append(f"{version.uri}: says {version.utterances} recordings, and has {len(rows)}")
+    counted = []
+    if not unread:
+        if dataset_hash(rows) != version.hash:
+            damages.append(f"{version.uri}: its rows have the hash {dataset_hash(rows)[:12]}…, not that of its name")
+        if len(rows) != version.utterances:
+            damages.append(f"{version.uri}: says {version.utterances} recordings, and has {len(rows)}")
+        counted.append(("recordings in its corpora", [corpus["stored"] for corpus in version.corpora], len(rows)))
+        counted.append(("recordings in its batches", [batch["utterances"] for batch in version.batches], len(rows)))
     try:
         rejects = read_rejects(version)
         if len(rejects) != version.rejects:
             damages.append(f"{version.uri}: says {version.rejects} that failed, and lists {len(rejects)}")
+        counted.append(("that failed in its corpora", [corpus["failed"] for corpus in version.corpora], len(rejects)))
     except StorageError as error:
         damages.append(str(error))
+    for what, counts, there in counted:
+        if sum(counts) != there:
+            damages.append(f"{version.uri}: counts {sum(counts)} {what}, and has {there}")
     for corpus in version.corpora:
         accounted = sum(corpus[column] for column in ("left_out", "forgotten", "stored", "failed"))
         if corpus["found"] != accounted:
