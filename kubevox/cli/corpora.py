@@ -38,8 +38,8 @@ def corpora(
 
     Example: kubevox data corpora
     """
+    from kubevox.data.cards import overview, overview_table
     from kubevox.data.corpora import corpus_class, corpus_names
-    from kubevox.data.corpora.cards import overview, overview_table
 
     kinds = [corpus_class(name) for name in corpus_names()]
     lines = [overview(kind) for kind in kinds]
@@ -125,9 +125,9 @@ def card(
 
     Example: kubevox data card emodb --dataset STORE/datasets/HASH --to emodb.md
     """
+    from kubevox.data.cards import card as data_card
+    from kubevox.data.cards import overview
     from kubevox.data.corpora import corpus_class
-    from kubevox.data.corpora.cards import card as data_card
-    from kubevox.data.corpora.cards import overview
 
     kind = corpus_class(name, "kubevox data card")
     files = config if config is not None else [file for file in _SHIPPED if file.exists()]

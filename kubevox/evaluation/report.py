@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 __all__ = ["ScoredModel", "render_report"]
 
 _SPLITS = ("train", "validation", "test")
-_OPEN = {"speaker-disjoint: unverified": "unverified", "label-coverage": "in part"}
+_OPEN = {
+    "speaker-disjoint: unverified": "unverified",
+    "sentence-disjoint: unverified": "unverified",
+    "label-coverage": "in part",
+}
 """What the badge of a check says that neither holds nor fails, where it is another word than "not asked"."""
 
 
@@ -137,7 +141,10 @@ def _overview(model: ScoredModel, verdict: Verdict, verified_only: Scores | None
     outcome = verdict.summary()[0]
     failed = f": {', '.join(criterion.name for criterion in verdict.failed)}" if verdict.failed else ""
     decision = notice(f"{outcome[0].upper()}{outcome[1:]}{failed}.", "pass" if verdict.promote else "fail")
-    return Section("Overview", [cards(items), decision, *(notice(caveat) for caveat in scores.caveats)])
+    caveats = [*scores.caveats]
+    if verified_only is not None:
+        caveats += [f"Speakers verified: {caveat}" for caveat in verified_only.caveats]
+    return Section("Overview", [cards(items), decision, *(notice(caveat) for caveat in caveats)])
 
 
 def _verified_note(scores: Scores) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from kubevox.config import CorpusSource, DataConfig, load_config
 from kubevox.data import corpora
+from kubevox.data.cards import card, overview, overview_table
 from kubevox.data.corpora import corpus_class, corpus_names, open_corpus
-from kubevox.data.corpora.cards import card, overview, overview_table
 from kubevox.data.dataset import ingest
 from kubevox.data.validation import validate
 from kubevox.errors import CorpusError

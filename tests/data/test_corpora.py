@@ -177,6 +177,15 @@ def test_folder_speaker_pattern_reaches_into_subfolders(tmp_path):
     assert found[0].speaker == found[1].speaker != found[2].speaker
 
 
+@pytest.mark.parametrize("pattern", [r"(?P<speaker>\d+)?x", r"(\d*)x"])
+def test_folder_takes_no_speaker_for_somebody_where_the_group_is_absent_or_empty(tmp_path, pattern):
+    known, unknown = recordings("folder", tmp_path, "a/12x.wav", "a/x.wav", speaker=pattern)
+    assert known.speaker == "folder:12"
+    assert unknown.speaker is None
+    with pytest.raises(AudioError, match=r"no speaker in the name of .*x\.wav"):
+        unknown.read()
+
+
 def test_folder_speaker_is_the_first_group_where_none_is_named(tmp_path):
     found = recordings("folder", tmp_path, "a/x1y.wav", "a/x2y.wav", speaker=r"x(\d)y")
     assert len({r.speaker for r in found}) == 2

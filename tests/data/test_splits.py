@@ -315,6 +315,21 @@ def test_sentences_are_kept_apart_when_asked_for(store):
     assert detail.startswith(f"{left_out} recordings left out")
 
 
+def test_what_nobody_knows_the_text_of_is_not_certified_as_disjoint_in_sentences(tmp_path):
+    config = SplitConfig(disjoint_sentences=True)
+    silent = saying(everyone(), lambda u: None)
+    first = silent[0][0]
+    split = split_of(silent, str(tmp_path / "none"), config)
+    assert checks(split)["sentence-disjoint"] is checks(split)["sentence-disjoint: unverified"] is None
+    some = saying(everyone(), lambda u: None if u.id == first.id else u.id)
+    split = split_of(some, str(tmp_path / "some"), config)
+    assert checks(split)["sentence-disjoint"] is True
+    (detail,) = (c["detail"] for c in split.certificate["checks"] if c["name"] == "sentence-disjoint: unverified")
+    assert detail == f"{first.corpus} (1 recordings without a text)"
+    split = split_of(saying(everyone(), lambda u: u.id), str(tmp_path / "all"), config)
+    assert "sentence-disjoint: unverified" not in checks(split)
+
+
 def test_sentences_that_everyone_says_cannot_be_kept_apart(store):
     layout = saying(everyone(), lambda u: "Dogs are sitting by the door")
     with pytest.raises(SplitError, match=r"split is empty: split\.disjoint_sentences left out 60 recordings"):
@@ -377,6 +392,10 @@ def invent_row(split):
     return lambda rows: rows.append(rows[0] | {"utterance": "0" * 64})
 
 
+def blank(column):
+    return lambda split: lambda rows: rows[0].update({column: None})
+
+
 @pytest.mark.parametrize(
     ("tamper", "words"),
     [
@@ -387,6 +406,10 @@ def invent_row(split):
         (repeat_row, "no valid certificate: its rows were changed"),
         (change_fold, "no valid certificate: its rows were changed"),
         (invent_row, "1 utterances are not in its dataset"),
+        (blank("utterance"), "damaged (a row of split.parquet is not whole)"),
+        (blank("label"), "damaged (a row of split.parquet is not whole)"),
+        (blank("split"), "damaged (a row of split.parquet is not whole)"),
+        (blank("source_id"), "damaged (a row of split.parquet is not whole)"),
     ],
 )
 def test_changed_rows_are_refused(tamper, words, split):
@@ -517,6 +540,19 @@ def test_the_copy_that_was_accepted_is_the_one_that_is_split(tmp_path):
     assert (kept.source_id, kept.speaker) == ("c:50", "c:s5")
     again = load_split(split.uri)
     assert again.utterances == split.utterances
+
+
+def test_a_recording_under_two_speakers_is_refused_before_anybody_is_placed(tmp_path):
+    layout = everyone()
+    first, label = layout[0]
+    again = dataclasses.replace(first, speaker="c:s5", source_id="c:again"), label
+    store = str(tmp_path)
+    with pytest.raises(SplitError, match="1 accepted recordings are there under more than one speaker, such as c:s0"):
+        split_of([*layout, again], store)
+    assert not (tmp_path / "assignments").exists()
+    # The same person's copy can be in no two splits.
+    own = dataclasses.replace(first, source_id="c:own"), label
+    assert len(split_of([*layout, own], store).rows) == len(layout) + 1
 
 
 def test_the_same_recordings_are_divided_alike_under_any_key(tmp_path):

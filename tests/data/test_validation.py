@@ -236,6 +236,16 @@ def test_the_limit_itself_is_allowed(recordings, store, limit, passes):
             validate(dataset, TASK, config, store)
 
 
+def test_the_limit_itself_is_allowed_where_its_product_is_less(tmp_path, store):
+    assert 15 / 22 * 22 < 15
+    for i in range(22):
+        write(tmp_path / "all", f"{'sad' if i < 7 else 'bored'}/anna_{i}.wav", tone(hertz=200 + i))
+    config = CONFIG.model_copy(update={"max_quarantined_share": 15 / 22})
+    found = validate(dataset_of(tmp_path / "all", store), TASK, config, store)
+    assert (found.accepted, found.quarantined) == (7, 15)
+    assert json.loads(Path(found.uri, "validation.json").read_text())["passed"]
+
+
 def test_the_same_question_is_answered_once(recordings, store, monkeypatch):
     dataset = dataset_of(recordings, store)
     first = validate(dataset, TASK, CONFIG, store)

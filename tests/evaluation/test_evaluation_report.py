@@ -125,6 +125,12 @@ def test_the_figure_without_unverified_corpora_stands_beside_the_headline():
     assert "speakers verified" not in text(report())
 
 
+def test_what_the_figure_without_unverified_corpora_leaves_out_is_said():
+    page = text(report(verified_only=model("rescnn", 5, classes=2).scores))
+    assert f"Speakers verified: No test recording is labelled {LABELS[2]}: the recall there is not known" in page
+    assert "Speakers verified: No test" not in text(report(verified_only=model("rescnn", 5).scores))
+
+
 def test_warnings_of_the_certificate_are_passed_on():
     page = text(report(certificate=CERTIFICATE | {"warnings": ["test has fewer than 2 speakers of sad (1)"]}))
     assert "Test has fewer than 2 speakers of sad (1)." in page

@@ -139,12 +139,13 @@ class Folder(FileCorpus):
         if self._speaker is None:
             return None
         match = self._speaker.search(str(Path(rest).with_suffix("")))
-        if match is None:
+        speaker = match and (match["speaker"] if "speaker" in match.groupdict() else match[1])
+        if not speaker:  # also where a group that may be absent is
             raise CorpusError(
                 f"corpus folder: no speaker in the name of {file} (pattern {self.options.speaker}); set the option "
                 "`speaker` to a pattern that finds it, or to null where speakers are not known"
             )
-        return f"folder:{match['speaker'] if 'speaker' in match.groupdict() else match[1]}"
+        return f"folder:{speaker}"
 
     @functools.cached_property
     def _list(self) -> tuple[Path, bytes]:

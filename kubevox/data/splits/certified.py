@@ -101,8 +101,8 @@ def make_split(
         The split, and whether it was there already.
 
     Raises:
-        SplitError: a label without an utterance, too few speakers, or a partition that cannot be kept; the counts are
-            in the message.
+        SplitError: a label without an utterance, too few speakers, a recording under two speakers, or a partition that
+            cannot be kept; the counts are in the message.
     """
     keep = set(accepted)
     labelled: list[Labelled] = []
@@ -113,6 +113,7 @@ def make_split(
         if known and label is not None:
             labelled.append((utterance, label))
     _refuse_missing_labels(labelled, task, dataset)
+    _refuse_shared_audio(labelled)
     division = divide(labelled, task, config, store)
     _refuse_thin_splits(division, task, config)
     ordered = sorted(division.rows, key=lambda row: (row.utterance.id, row.utterance.source_id))
@@ -152,6 +153,8 @@ def load_split(uri: str) -> Split:
     try:
         table = pq.read_table(storage.fetch(storage.join(uri, "split.parquet")))
         rows = [tuple(row[name] for name in _SCHEMA.names) for row in table.to_pylist()]
+        if any(cell is None for row in rows for cell in (*row[:3], row[4])):
+            raise ValueError("a row of split.parquet is not whole")
         task = TaskConfig.model_validate(certificate["task"])
         config = SplitConfig.model_validate(certificate["config"])
         dataset = load_dataset(_dataset_uri(uri, certificate))
@@ -199,7 +202,7 @@ def _sealed_certificate(uri: str) -> dict[str, Any]:
 def _dataset_uri(split: str, certificate: Mapping[str, Any]) -> str:
     """The dataset beside the split, so that a store can be moved; else where it was when the split was made."""
     store = split.rpartition("/splits/")[0]
-    beside = storage.join(store, "datasets", certificate["dataset"]["hash"])
+    beside = storage.join(store, "datasets", str(certificate["dataset"]["hash"]))
     return beside if storage.exists(storage.join(beside, "dataset.json")) else certificate["dataset"]["uri"]
 
 
@@ -226,6 +229,18 @@ def _refuse_missing_labels(labelled: Sequence[Labelled], task: TaskConfig, datas
             f"task '{task.name}': no accepted recording has the label {', '.join(repr(m) for m in missing)} "
             f"(corpora: {corpora}); add a corpus that has it, or leave it out with data.labels="
             f"[{', '.join(label for label in task.labels if counts[label])}]"
+        )
+
+
+def _refuse_shared_audio(labelled: Sequence[Labelled]) -> None:
+    """Before anybody is placed: what the assignment log says stays."""
+    heard: dict[str, set[str]] = defaultdict(set)
+    for utterance, _ in labelled:
+        heard[utterance.id].add(group_of(utterance))
+    if shared := sorted(sorted(groups) for groups in heard.values() if len(groups) > 1):
+        raise SplitError(
+            f"{len(shared)} accepted recordings are there under more than one speaker, such as "
+            f"{' and '.join(shared[0])}, and could be in two splits; set validation.gates.duplicate to quarantine"
         )
 
 

@@ -486,7 +486,7 @@ def _head(
         "dataset_hash": dataset.hash,
         "task": task.model_dump(mode="json"),
         "config": told,
-        "passed": len(quarantined) <= config.max_quarantined_share * len(rows),
+        "passed": _share(len(quarantined), len(rows)) <= config.max_quarantined_share,
         "found": len(rows) + len(rejects),
         "utterances": len(rows),
         "accepted": len(accepted),
@@ -540,14 +540,20 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
+def _share(some: int, every: int) -> float:
+    # A quotient is the nearest number to 29 of 100, as 0.29 is; 0.29 times 100 is less than 29.
+    return some / max(1, every)
+
+
 def _refuse_too_many(validation: Validation, first: dict[str, Any] | None, config: ValidateConfig) -> None:
     limit = config.max_quarantined_share
-    if first is None or validation.quarantined <= limit * validation.utterances:
+    share = _share(validation.quarantined, validation.utterances)
+    if first is None or share <= limit:
         return
     why = "; ".join(f"{reason} ({detail})" for reason, detail in zip(first["reasons"], first["details"], strict=True))
     raise ValidationError(
         f"{validation.quarantined} of {validation.utterances} recordings are quarantined "
-        f"({validation.quarantined / validation.utterances:.1%}; validation.max_quarantined_share allows {limit:.1%}), "
+        f"({share:.1%}; validation.max_quarantined_share allows {limit:.1%}), "
         f"first {first['source_id']}: {why}; the report names each with its reasons: {validation.report_uri}; "
         "remove or correct them, or raise the limit"
     )
