@@ -41,7 +41,10 @@ BundleOption = Annotated[
 
 @app.command()
 def predict(
-    files: Annotated[list[Path], typer.Argument(help="Recordings: WAV, FLAC, Ogg, Opus, MP3, or M4A with ffmpeg.", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Recordings: WAV, FLAC, Ogg, Opus, MP3, or M4A with ffmpeg.", show_default=False),
+    ],
     config: ConfigOption = DEFAULT_CONFIG,
     set_: SetOption = None,
     bundle: BundleOption = None,
