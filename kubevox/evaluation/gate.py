@@ -208,7 +208,7 @@ def judge(
                 threshold=None,
                 direction="yes",
                 passed=problem is None,
-                explanation="the champion has heard none of the test speakers"
+                explanation="the champion was trained on nobody who is named in the test split"
                 if problem is None
                 else f"comparison refused: {problem}",
             )
