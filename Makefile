@@ -46,7 +46,7 @@ mlflow: setup  ## open MLflow's UI on the local experiments and registry
 	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///.kubevox/mlflow.db --port 5000
 
 test: setup lint  ## run the linters and the tests (under 10 minutes)
-	@$(BIN)/python -m pytest -m "not acceptance" -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not acceptance" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 acceptance: setup  ## run the full-size checks
 	@$(BIN)/python -m pytest -m acceptance $(PYTEST_ARGS)

@@ -5,6 +5,15 @@ import os
 # Tests may run side by side: each gets one core. This has to stand before anything imports numpy or torch.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+# Two workers that write numba's cache (librosa's) at once can leave code in it that crashes whoever loads it next.
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR",
+    os.path.join(
+        os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        ".pytest_cache",
+        f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}",
+    ),
+)
 # Never this user's own key, and the same pseudonyms on every machine.
 os.environ["KUBEVOX_PSEUDONYM_KEY"] = "only for the tests of Kubevox"
 
@@ -27,6 +36,11 @@ settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: begun last, it would be all that one of two workers is waited for."""
+    items.sort(key=lambda item: "pipelines" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")
