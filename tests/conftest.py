@@ -6,13 +6,10 @@ import os
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 # Two workers that write numba's cache (librosa's) at once can leave code in it that crashes whoever loads it next.
-os.environ.setdefault(
-    "NUMBA_CACHE_DIR",
-    os.path.join(
-        os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-        ".pytest_cache",
-        f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}",
-    ),
+os.environ["NUMBA_CACHE_DIR"] = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+    ".pytest_cache",
+    f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}",
 )
 # Never this user's own key, and the same pseudonyms on every machine.
 os.environ["KUBEVOX_PSEUDONYM_KEY"] = "only for the tests of Kubevox"
