@@ -16,7 +16,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Generic, TypeVar
 
-__all__ = ["CRASHED", "Workers", "cores", "die_with", "keep_freed_memory"]
+__all__ = ["CRASHED", "Workers", "chunks", "cores", "die_with", "keep_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -48,10 +48,10 @@ class Workers(Generic[_Item, _Result]):
         """The results in the items' order, or :data:`CRASHED`; no more items are drawn than are being worked on."""
         pool = self._pool(self._workers)
         pending: collections.deque[tuple[list[_Item], Future[list[_Result]]]] = collections.deque()
-        chunks = _chunks(items, self._chunk)
+        left = chunks(items, self._chunk)
         try:
             while True:
-                for chunk in itertools.islice(chunks, self._workers + 2 - len(pending)):
+                for chunk in itertools.islice(left, self._workers + 2 - len(pending)):
                     pending.append((chunk, self._submit(pool, chunk)))
                 if not pending:
                     return
@@ -123,7 +123,8 @@ def _work_on(chunk: list[Any], work: Callable[[Any], Any] | None) -> list[Any]:
     return [work(item) for item in chunk]
 
 
-def _chunks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+def chunks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """The items, so many at a time; the last are as many as are left."""
     drawn = iter(items)
     while chunk := list(itertools.islice(drawn, size)):
         yield chunk

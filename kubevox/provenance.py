@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical_json", "content_hash", "git_commit"]
+__all__ = ["canonical_json", "content_hash", "file_sha256", "git_commit"]
 
 
 def canonical_json(value: Any) -> str:
@@ -29,6 +29,12 @@ def content_hash(*parts: Any) -> str:
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
     return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256, in hex, of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache

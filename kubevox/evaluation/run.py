@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from kubevox import storage
 from kubevox.config import EvaluateConfig, FeaturesConfig, GateConfig
 from kubevox.data.audio import Waveform
-from kubevox.data.corpora import corpus_class, corpus_names
+from kubevox.data.corpora import by_machine
 from kubevox.data.dataset import read_audio
 from kubevox.data.splits import Split, SplitName, load_split
 from kubevox.errors import BundleError, StorageError
@@ -322,9 +322,7 @@ def _names_compare(champion: BundleSpec, key: str | None) -> bool:
 
     Machines' voices bear their names, which are no one's pseudonym under any key.
     """
-    machines = [name for name in corpus_names() if corpus_class(name).synthetic]
-    spoken_by_machines = all(speaker.partition(":")[0] in machines for speaker in champion.speakers)
-    return champion.key_fingerprint == key or key is None or spoken_by_machines
+    return champion.key_fingerprint == key or key is None or all(map(by_machine, champion.speakers))
 
 
 def _test_audio(split: Split, most: int) -> list[Waveform]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import gc
-import itertools
 import multiprocessing
 import os
 import sys
@@ -31,7 +30,7 @@ from kubevox.errors import AudioError, KubevoxError
 from kubevox.features.augmentation import augment_all, transforms, vocoder
 from kubevox.features.frontends import Frontend, build_frontend
 from kubevox.features.resampling import resample
-from kubevox.processes import cores, die_with, keep_freed_memory
+from kubevox.processes import chunks, cores, die_with, keep_freed_memory
 
 if TYPE_CHECKING:
     from kubevox.features.frontends.ssl import Ssl
@@ -155,11 +154,11 @@ class Extractor:
         keep_freed_memory()
         if self.device.type == "cpu":
             work = _from_bytes_adopted if self._forks else self._from_bytes
-            yield from self._ahead(_chunks(sources, self._chunk), work, self._workers + 2)
+            yield from self._ahead(chunks(sources, self._chunk), work, self._workers + 2)
             return
         # The results of a chunk are fetched after the next one was given to the GPU.
         waiting: collections.deque[_OnDevice] = collections.deque()
-        for prepared in self._ahead(_chunks(sources, self._chunk), self._prepare, 4):
+        for prepared in self._ahead(chunks(sources, self._chunk), self._prepare, 4):
             waiting.append(self._launch(prepared))
             if len(waiting) > 1:
                 yield waiting.popleft().fetch()
@@ -342,12 +341,6 @@ def _adopt(extractor: Extractor, parent: int) -> None:
 def _from_bytes_adopted(chunk: list[Source]) -> Extracted:
     assert _adopted is not None  # noqa: S101 - set before the first task
     return _adopted._from_bytes(chunk)
-
-
-def _chunks(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
-    remaining = iter(sources)
-    while chunk := list(itertools.islice(remaining, size)):
-        yield chunk
 
 
 def _named(name: str, message: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kubevox.errors import StorageError
+from kubevox.provenance import file_sha256
 
 STAGING = "staging-"
 # What tempfile makes of the prefix `.NAME.`: being written, or being deleted.
@@ -196,9 +196,8 @@ def is_sound(path: Path, sha256: str) -> bool:
     stamp = before.st_size, before.st_mtime_ns
     if _sound.get((str(path), sha256)) == stamp:
         return True
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            return False
+    if file_sha256(path) != sha256:
+        return False
     _sound[str(path), sha256] = stamp
     return True
 

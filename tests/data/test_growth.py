@@ -22,6 +22,7 @@ from kubevox.data.dataset.upkeep import rollback, verify
 from kubevox.data.dataset.versions import dataset_hash
 from kubevox.data.pseudonyms import Pseudonyms
 from kubevox.errors import ConfigError, CorpusError, StorageError, ValidationError
+from tests.data.arriving import make_arriving
 
 WriteWav = Callable[..., Path]
 BATCHES = ("b0", "b1", "b2", "b3")
@@ -52,14 +53,7 @@ def assert_accounted(version: DatasetVersion) -> None:
 @pytest.fixture(scope="module")
 def arriving(write_wav: WriteWav, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus ``base`` and four batches with the same file names; b1 has a file that is none."""
-    folder = tmp_path_factory.mktemp("arriving")
-    for number, name in enumerate(("base", *BATCHES)):
-        for label in ("angry", "sad"):
-            for speaker in ("ann", f"p{number}"):
-                frequency = 200 + 40 * number + (label == "sad") * 7 + (speaker == "ann") * 13
-                write_wav(folder / name / label / f"{speaker}_0.wav", 0.1, frequency=frequency)
-    (folder / "b1" / "sad" / "p2_9.wav").write_bytes(b"no recording")
-    return folder
+    return make_arriving(tmp_path_factory.mktemp("arriving"), write_wav, ("base", *BATCHES))
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from kubevox.data.validation import accepted_source_ids, validate
 from kubevox.errors import StorageError
 from kubevox.features.blocks import extract_shard, load_features, read_index
 from kubevox.garbage import collect, find_garbage
+from tests.data.arriving import make_arriving
 from tests.tiny import FEATURES, PLAN, TASK, Tiny, untrained_bundle
 
 WriteWav = Callable[..., Path]
@@ -47,14 +48,7 @@ def current(store: str, name: str = "default") -> DatasetVersion:
 
 @pytest.fixture(scope="module")
 def arriving(write_wav: WriteWav, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("arriving")
-    for number, name in enumerate(("base", "b0", "b1")):
-        for label in ("angry", "sad"):
-            for speaker in ("ann", f"p{number}"):
-                frequency = 200 + 40 * number + (label == "sad") * 7 + (speaker == "ann") * 13
-                write_wav(folder / name / label / f"{speaker}_0.wav", 0.1, frequency=frequency)
-    (folder / "b1" / "sad" / "p2_9.wav").write_bytes(b"no recording")
-    return folder
+    return make_arriving(tmp_path_factory.mktemp("arriving"), write_wav, ("base", "b0", "b1"))
 
 
 @pytest.fixture(scope="module")

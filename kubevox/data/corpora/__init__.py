@@ -11,7 +11,7 @@ from kubevox.config import CorpusSource, parse_section
 from kubevox.data.corpora.base import Corpus, Recording
 from kubevox.errors import ConfigError
 
-__all__ = ["Corpus", "Recording", "corpus_class", "corpus_names", "open_corpus"]
+__all__ = ["Corpus", "Recording", "by_machine", "corpus_class", "corpus_names", "open_corpus"]
 
 _MODULES = {
     "commonvoice": "CommonVoice",
@@ -47,6 +47,12 @@ def corpus_class(name: str, where: str = "data.corpora") -> type[Corpus]:
         raise ConfigError(f"{where}: unknown corpus '{name}'; known are {', '.join(corpus_names())}{hint}")
     kind: type[Corpus] = getattr(importlib.import_module(f"{__name__}.{name}"), _MODULES[name])
     return kind
+
+
+def by_machine(name: str) -> bool:
+    """Whether a speaker or recording ``corpus:...`` is of a corpus whose voices are made by a machine."""
+    corpus = name.partition(":")[0]
+    return corpus in _MODULES and corpus_class(corpus).synthetic
 
 
 def open_corpus(source: CorpusSource, where: str = "data.corpora") -> Corpus:

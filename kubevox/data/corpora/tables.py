@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from kubevox.data.corpora.base import Corpus, Recording
 from kubevox.errors import CorpusError
+from kubevox.provenance import file_sha256
 
 __all__ = ["TableCorpus", "chosen_locales", "columns_of", "file_name", "read_table", "reader_of"]
 
@@ -59,7 +60,7 @@ class TableCorpus(Corpus):
         """The tables' hashes, and one over the names, sizes and modification times of the recordings' files."""
         tables, folders = self.parts()
         return {
-            "tables": {table.relative_to(self.root).as_posix(): _digest_of_table(table) for table in tables},
+            "tables": {table.relative_to(self.root).as_posix(): file_sha256(table) for table in tables},
             "files": {folder.relative_to(self.root).as_posix(): _digest_of_files(folder) for folder in folders},
         }
 
@@ -146,12 +147,6 @@ def reader_of(file: str) -> functools.partial[bytes]:
 def _read(file: str) -> bytes:
     with open(file, "rb") as content:
         return content.read()
-
-
-def _digest_of_table(table: Path) -> str:
-    """SHA-256 of a table's bytes."""
-    with table.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _digest_of_files(folder: Path) -> str:

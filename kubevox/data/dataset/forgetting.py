@@ -11,21 +11,17 @@ ask whether a recording's speaker is on the list, and nobody can read from the l
 from __future__ import annotations
 
 import datetime
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from kubevox import storage
-from kubevox.data.corpora import corpus_class, corpus_names
+from kubevox.data.corpora import by_machine
 from kubevox.data.dataset import history
 from kubevox.data.dataset.utterances import Shard, ShardWriter, Utterance, read_encoded, read_utterances
-from kubevox.data.dataset.versions import DatasetVersion, load_dataset, publish_version, read_rejects, resolve
+from kubevox.data.dataset.versions import DatasetVersion, publish_version, read_rejects, resolve, rewrite_rejects
 from kubevox.data.pseudonyms import Pseudonyms
 from kubevox.errors import StorageError
 from kubevox.provenance import canonical_json, content_hash
@@ -103,7 +99,7 @@ class Suppressed:
                 self._marks.add(mark)
 
     def _mark(self, kind: str, name: str) -> str:
-        if self._names is None or _by_machine(name):  # what no key protects, and nobody is harmed by
+        if self._names is None or by_machine(name):  # what no key protects, and nobody is harmed by
             return content_hash("forgotten", kind, name)
         return self._names.mark(f"{kind}:{name}")
 
@@ -194,11 +190,6 @@ def forget(
             return told
 
 
-def _by_machine(name: str) -> bool:
-    corpus = name.partition(":")[0]
-    return corpus in corpus_names() and corpus_class(corpus).synthetic
-
-
 def _without(
     version: DatasetVersion, rows: Sequence[Sequence[Utterance]], gone: Sequence[Sequence[Utterance]]
 ) -> tuple[list[Shard], list[Utterance]]:
@@ -281,17 +272,9 @@ def _without_rejects(version: DatasetVersion, speakers: Collection[str]) -> Data
     if len(kept) == len(rejects):
         return version
     gone = [reject for reject in rejects if reject["speaker"] in speakers]
-    uri, head = storage.join(version.uri, "rejects.parquet"), storage.join(version.uri, "dataset.json")
-    schema = pa.schema([(name, pa.string()) for name in rejects[0]])
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(kept, schema=schema), buffer)
-    storage.write_bytes(uri, buffer.getvalue().to_pybytes())
-    told = {
-        **storage.read_json(head),
-        "rejects": len(kept),
-        "corpora": _counts_without(version.corpora, [], gone),
-        "batches": _batches_without(version, [[] for _ in version.shards], gone),
-    }
-    storage.write_bytes(head, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
-    storage.forget_cached(version.uri)
-    return load_dataset(version.uri)
+    return rewrite_rejects(
+        version,
+        kept,
+        _counts_without(version.corpora, [], gone),
+        _batches_without(version, [[] for _ in version.shards], gone),
+    )

@@ -139,8 +139,7 @@ def _add(
         new = None
         if known is None or known["key"] != found.key:
             if stored is None:
-                for count in found.counts:
-                    tell(count)
+                tell(found)
                 stored = store_recordings(found, config, store, batch)
             if known is None:
                 corpora = tally(found, stored)

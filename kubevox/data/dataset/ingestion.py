@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from kubevox import storage
 from kubevox.config import AudioLimits, DataConfig
 from kubevox.data.audio import decode, encode_flac
-from kubevox.data.corpora import Corpus, Recording, corpus_class, corpus_names, open_corpus
+from kubevox.data.corpora import Corpus, Recording, by_machine, open_corpus
 from kubevox.data.corpora.caps import cap
 from kubevox.data.dataset import batches, history
 from kubevox.data.dataset.forgetting import Suppressed
@@ -130,8 +130,7 @@ def ingest(config: DataConfig, store: str) -> tuple[DatasetVersion, bool]:
         _tell_unlisted(version, known["rejects"], known["first_reject"], found)
         _record(store, config.name, version)
         return version, True
-    for count in found.counts:
-        tell(count)
+    tell(found)
     stored = store_recordings(found, config, store, batches.BASE)
     counts = tally(found, stored)
     added = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -223,7 +222,7 @@ def survey(config: DataConfig, store: str, batch: str | None = None) -> Found:
             if batch is not None:
                 recording = _within(recording, batch)
             own_name = recording.source_id
-            if names is not None and not _by_machine(recording, corpus):
+            if names is not None and not by_machine(recording.source_id):
                 recording = _pseudonymised(recording, names, config.publish_names)
             if mark := suppressed.find(recording.speaker, *_names_of(recording, own_name, names)):
                 marks.add(mark)
@@ -423,13 +422,6 @@ def _corpus_of(recording: Recording) -> str:
     return recording.corpus or recording.source_id.partition(":")[0]
 
 
-def _by_machine(recording: Recording, corpus: Corpus) -> bool:
-    """Whether nobody's voice is heard: what the corpus says, or the one that a list of recordings names."""
-    if recording.corpus in corpus_names():
-        return corpus_class(recording.corpus).synthetic
-    return corpus.synthetic
-
-
 def _within(recording: Recording, batch: str) -> Recording:
     """The recording with its batch in front of its path."""
     corpus, _, path = recording.source_id.partition(":")
@@ -466,12 +458,11 @@ def _count(corpus: Corpus, listed: Sequence[Recording], left_out: int) -> dict[s
         "licence": corpus.licence,
         "citation": corpus.citation,
         "homepage": corpus.homepage,
-        "synthetic": corpus.synthetic or any(_by_machine(recording, corpus) for recording in listed),
+        "synthetic": corpus.synthetic or any(by_machine(recording.source_id) for recording in listed),
         "options": _without_place(corpus.options.model_dump(mode="json")),
         "found": len(listed),
         "left_out": left_out,
         "forgotten": 0,
-        "passed_over": corpus.passed_over(),
         "labels": dict(sorted(Counter(r.raw_label for r in listed if r.raw_label).items())),
         "speakers": len({r.speaker for r in listed if r.speaker}),
         "published": {
@@ -485,8 +476,17 @@ def _count(corpus: Corpus, listed: Sequence[Recording], left_out: int) -> dict[s
     }
 
 
-def tell(count: dict[str, Any]) -> None:
-    """Say what a person should know of a corpus before it is read."""
+def tell(found: Found) -> None:
+    """Say what a person should know of the corpora before they are read; and look what else lies in them.
+
+    That is another walk over their files, which sources that are recognised are spared.
+    """
+    for corpus, count in zip(found.corpora, found.counts, strict=True):
+        count["passed_over"] = corpus.passed_over()
+        _tell(count)
+
+
+def _tell(count: dict[str, Any]) -> None:
     published = count["published"]
     if published and count["found"] != published["recordings"]:
         less = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from kubevox.data.dataset.versions import DatasetVersion, dataset_hash, read_rej
 from kubevox.errors import AudioError, StorageError
 from kubevox.processes import CRASHED, Workers
 from kubevox.progress import ProgressBar
+from kubevox.provenance import file_sha256
 
 __all__ = ["Listed", "Verified", "list_versions", "rollback", "verify"]
 
@@ -144,8 +144,7 @@ def _look(uri: str, shard: Shard) -> tuple[list[Utterance] | None, int, list[str
     """A shard's rows (None where they cannot be told), how many recordings are sound, and what is damaged."""
     storage.forget_cached(uri)
     try:
-        with storage.fetch(uri).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(storage.fetch(uri))
         if digest != shard.sha256:
             return None, 0, [f"{uri}: damaged: its bytes have the SHA-256 {digest[:12]}…, not that of its name"]
         rows = read_utterances(uri)

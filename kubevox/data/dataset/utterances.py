@@ -7,7 +7,6 @@ list. What is read is compared with that name first.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from kubevox import storage
 from kubevox.data.audio import Waveform, decode_stored
 from kubevox.errors import StorageError
+from kubevox.provenance import file_sha256
 
 __all__ = ["Shard", "ShardWriter", "Utterance", "read_audio", "read_encoded", "read_utterances", "schema"]
 
@@ -201,8 +201,7 @@ class ShardWriter:
         assert self._file is not None  # noqa: S101 - there was a row
         self._file.close()
         path = self._path
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
         shard = Shard(digest, self._rows, path.stat().st_size, self._batch)
         self._file, self._rows, self._written_bytes = None, 0, 0
         return shard, path.rename(self._folder / f"{digest}.parquet")

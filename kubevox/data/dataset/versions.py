@@ -22,7 +22,15 @@ from kubevox.data.dataset.utterances import Shard, Utterance
 from kubevox.errors import StorageError
 from kubevox.provenance import content_hash, git_commit
 
-__all__ = ["DatasetVersion", "load_dataset", "publish_version", "read_rejects", "resolve", "versions"]
+__all__ = [
+    "DatasetVersion",
+    "load_dataset",
+    "publish_version",
+    "read_rejects",
+    "resolve",
+    "rewrite_rejects",
+    "versions",
+]
 
 FORMAT = 2
 _HEAD = "dataset.json"
@@ -116,6 +124,37 @@ def read_rejects(version: DatasetVersion) -> list[dict[str, str]]:
         raise StorageError(f"{uri}: damaged ({error}); delete the dataset version and ingest again") from None
 
 
+def rewrite_rejects(
+    version: DatasetVersion,
+    rejects: Sequence[Mapping[str, Any]],
+    corpora: Sequence[Mapping[str, Any]],
+    batches: Sequence[Mapping[str, Any]],
+) -> DatasetVersion:
+    """Write a version's rejects again, with the counts that go with them; its name does not cover either.
+
+    For taking a person out of them; nothing else of a version is ever written again.
+
+    Returns:
+        The version as it is now.
+    """
+    head = storage.join(version.uri, _HEAD)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(_rejects_table(rejects), buffer)
+    storage.write_bytes(storage.join(version.uri, _REJECTS), buffer.getvalue().to_pybytes())
+    told = {**storage.read_json(head), "rejects": len(rejects), "corpora": list(corpora), "batches": list(batches)}
+    storage.write_bytes(head, _head_text(told).encode())
+    storage.forget_cached(version.uri)
+    return load_dataset(version.uri)
+
+
+def _rejects_table(rejects: Sequence[Mapping[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(list(rejects), schema=_REJECT_SCHEMA)
+
+
+def _head_text(head: Mapping[str, Any]) -> str:
+    return json.dumps(head, indent=2, ensure_ascii=False) + "\n"
+
+
 def dataset_hash(utterances: Iterable[Utterance]) -> str:
     """What names a version: the hash over its rows in one order, whatever order, shards and day they came in."""
     identities = sorted((utterance.identity() for utterance in utterances), key=lambda row: json.dumps(row))
@@ -177,8 +216,8 @@ def publish_version(
         },
     }
     with storage.staging(store) as folder:
-        pq.write_table(pa.Table.from_pylist(list(rejects), schema=_REJECT_SCHEMA), folder / _REJECTS)
-        (folder / _HEAD).write_text(json.dumps(head, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        pq.write_table(_rejects_table(rejects), folder / _REJECTS)
+        (folder / _HEAD).write_text(_head_text(head), encoding="utf-8")
         fresh = storage.publish(folder, uri, _HEAD)
     return load_dataset(uri), not fresh
 

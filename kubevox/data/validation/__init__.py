@@ -32,7 +32,7 @@ from kubevox.errors import AudioError, StorageError, ValidationError
 from kubevox.page import SYNTHETIC_NOTICE
 from kubevox.processes import CRASHED, Workers
 from kubevox.progress import ProgressBar
-from kubevox.provenance import content_hash, git_commit
+from kubevox.provenance import content_hash, file_sha256, git_commit
 
 __all__ = ["Row", "Validation", "accepted_source_ids", "load_validation", "read_rows", "validate"]
 
@@ -288,7 +288,7 @@ def _weights(config: ValidateConfig) -> _Weights | None:
     from kubevox.data.validation import squim
 
     file = squim.weights_file(config.squim)
-    return _Weights(file, squim.content(file))
+    return _Weights(file, file_sha256(file))
 
 
 def _vad_version() -> int:

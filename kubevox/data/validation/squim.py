@@ -6,7 +6,6 @@ The network is torchaudio's (``torchaudio.models.squim_objective_base``), its pu
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from kubevox.data.audio import Waveform
 from kubevox.errors import ConfigError
 from kubevox.torchaudio_loader import import_torchaudio
 
-__all__ = ["HOW_TO_GET", "Squim", "content", "weights_file"]
+__all__ = ["HOW_TO_GET", "Squim", "weights_file"]
 
 HOW_TO_GET = (
     "STOI, PESQ and SI-SDR were not estimated: SQUIM has no weights here. validation.squim names their file "
@@ -95,12 +94,6 @@ class Squim:
             self._torch.set_num_threads(threads)
         stoi, pesq, si_sdr = (float(np.mean([score[i].item() for score in scores])) for i in range(3))
         return stoi, pesq, si_sdr
-
-
-def content(weights: Path) -> str:
-    """SHA-256 of the file, in hex: what an answer that rests on it is told apart by."""
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(weights: Path) -> Any:
