@@ -28,6 +28,8 @@ from kubevox.config.features import (
     VadConfig,
 )
 from kubevox.config.files import corpus_source, load_config
+from kubevox.config.kserve import KServeConfig
+from kubevox.config.rollout import DeployConfig, RolloutConfig
 from kubevox.config.sections import (
     AudioLimits,
     BaselineConfig,
@@ -35,7 +37,6 @@ from kubevox.config.sections import (
     Config,
     CorpusSource,
     DataConfig,
-    DeployConfig,
     EarlyStopping,
     EvaluateConfig,
     GateConfig,
@@ -51,6 +52,7 @@ from kubevox.config.sections import (
     ValidateConfig,
     parse_model,
 )
+from kubevox.config.serving import InferenceLogConfig, RemoteAudioConfig, ServingConfig
 
 __all__ = [
     "AudioLimits",
@@ -68,6 +70,8 @@ __all__ = [
     "FeaturesConfig",
     "FrontendConfig",
     "GateConfig",
+    "InferenceLogConfig",
+    "KServeConfig",
     "LogMelConfig",
     "ModelConfig",
     "NoiseRecipe",
@@ -76,9 +80,12 @@ __all__ = [
     "PitchRecipe",
     "Plateau",
     "RecipeConfig",
+    "RemoteAudioConfig",
     "ResCnnConfig",
     "ReverbRecipe",
+    "RolloutConfig",
     "Section",
+    "ServingConfig",
     "ShiftRecipe",
     "SpecAugment",
     "SpeedRecipe",

@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from kubevox.config.base import Device, Positive, PositiveInt, Section, Seed, Share, refusal, refuse_empty_range
 from kubevox.config.explain import parse_section
 from kubevox.config.features import FeaturesConfig
+from kubevox.config.rollout import DeployConfig
+from kubevox.config.serving import ServingConfig
 from kubevox.config.validation import ValidateConfig
 from kubevox.errors import ConfigError
 
@@ -20,7 +22,6 @@ __all__ = [
     "Config",
     "CorpusSource",
     "DataConfig",
-    "DeployConfig",
     "EarlyStopping",
     "EvaluateConfig",
     "GateConfig",
@@ -278,15 +279,6 @@ class GateConfig(Section):
     champion_margin: float = Field(default=0.01, ge=0.0, lt=1.0)
 
 
-class DeployConfig(Section):
-    """How a bundle reaches production."""
-
-    check_clips: PositiveInt = 8
-    tolerance: Positive = 1e-5
-    start_timeout_s: Positive = 90.0
-    request_timeout_s: Positive = 30.0
-
-
 class TrackingConfig(Section):
     """Where MLflow keeps experiments and the registry."""
 
@@ -311,6 +303,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     deploy: DeployConfig = DeployConfig()
+    serving: ServingConfig = ServingConfig()
 
     @property
     def labels(self) -> list[str]:
