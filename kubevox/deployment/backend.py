@@ -79,7 +79,7 @@ class Backend(Protocol):
     def start_canary(self, canary: ServedVersion) -> None:
         """Bring a challenger up beside the version in production, with no share of the route; return when it is ready.
 
-        Where another canary is there, it is replaced. Where nothing is in production yet, the challenger comes up alone.
+        Where another canary is there, it is replaced. Where nothing is in production, the challenger comes up alone.
         """
 
     def set_canary_percent(self, percent: int) -> None:
