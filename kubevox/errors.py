@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "AudioError",
     "BundleError",
+    "BusyError",
     "ConfigError",
     "CorpusError",
     "DeploymentError",
@@ -67,6 +68,14 @@ class TrainingError(KubevoxError):
 
 class RegistryError(KubevoxError):
     """A model registry that cannot be reached, or a model or alias it does not have."""
+
+
+class BusyError(KubevoxError):
+    """A model server that has no room for a request now; ``retry_after_s`` is when it may have some."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DeploymentError(KubevoxError):

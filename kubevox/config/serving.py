@@ -57,7 +57,8 @@ class ServingConfig(Section):
         max_connections: requests being read or answered at once.
         request_timeout_s: from a request's arrival to its answer.
         work_timeout_s: for one batch; a worker that takes longer is ended, and its recordings are tried one by one.
-        grace_s: for requests in flight when the server is told to end.
+        drain_s: told to end, it answers on so long, so that whoever sends requests hears of it.
+        grace_s: after that, for requests in flight.
         min_confidence: below it an answer says that it abstains.
         timeline_hop: of a window's length, between two windows of a timeline.
         timeline_max_s: of a recording of which a timeline is asked.
@@ -73,6 +74,7 @@ class ServingConfig(Section):
     max_connections: PositiveInt = 256
     request_timeout_s: Positive = 10.0
     work_timeout_s: Positive = 5.0
+    drain_s: float = Field(default=1.0, ge=0.0)
     grace_s: Positive = 20.0
     min_confidence: Share = 0.0
     timeline_hop: float = Field(default=0.5, gt=0.0, le=1.0)

@@ -15,14 +15,22 @@ def main() -> None:
     """Parse the flags and serve."""
     parser = argparse.ArgumentParser(prog="python -m kubevox.serving", description=__doc__, allow_abbrev=False)
     parser.add_argument("--model_name", required=True, help="the model's name in the URL")
-    parser.add_argument("--model_dir", default="/mnt/models", help="the bundle: a folder or s3://bucket/prefix/HASH")
+    parser.add_argument("--model_dir", default="/mnt/models", help="the bundle or cascade: a folder or s3://…")
     parser.add_argument("--model_version", default="unregistered", help="the registered version, told in every answer")
     parser.add_argument("--host", default="0.0.0.0", help="the address to listen on (a pod's: all)")  # noqa: S104
     parser.add_argument("--http_port", type=int, default=8080, help="the HTTP port")
     parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda"], help="where the model runs")
-    parser.add_argument("--max_instances", type=int, default=64, help="recordings a request may hold")
+    parser.add_argument("--grpc_port", type=int, default=0, help="the port for gRPC; 0: none")
+    parser.add_argument("--max_instances", type=int, default=None, help="recordings a request may hold")
+    parser.add_argument("--options", default="{}", help="the configuration's section `serving`, as JSON")
+    parser.add_argument("--log_store", default=None, help="where the inference log goes: a folder or s3://…")
     flags = parser.parse_args()
     try:
+        from kubevox.config import ServingConfig
+
+        options = ServingConfig.from_json(flags.options)
+        if flags.max_instances is not None:
+            options = ServingConfig(**{**options.model_dump(), "max_instances": flags.max_instances})
         from kubevox.serving.server import serve
 
         serve(
@@ -32,7 +40,9 @@ def main() -> None:
             flags.host,
             flags.http_port,
             flags.device,
-            flags.max_instances,
+            options,
+            flags.log_store,
+            flags.grpc_port,
         )
     except KubevoxError as error:
         sys.exit(f"error: {error}")

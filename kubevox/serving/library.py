@@ -12,9 +12,11 @@ import sys
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
     from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer, model_server
-    from kserve.errors import InvalidInput
+    from kserve.errors import InferenceError, InvalidInput, ModelNotFound, ModelNotReady
     from kserve.logging import logger
     from kserve.protocol.dataplane import DataPlane
+    from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+    from kserve.protocol.grpc.servicer import InferenceServicer
     from kserve.protocol.rest.server import RESTServer
     from kserve.protocol.rest.v2_datamodels import InferenceRequest, RequestInput
 finally:
@@ -25,12 +27,17 @@ __all__ = [
     "InferOutput",
     "InferRequest",
     "InferResponse",
+    "InferenceError",
     "InferenceRequest",
+    "InferenceServicer",
     "InvalidInput",
     "Model",
+    "ModelNotFound",
+    "ModelNotReady",
     "ModelServer",
     "RESTServer",
     "RequestInput",
+    "add_GRPCInferenceServiceServicer_to_server",
     "logger",
     "model_server",
 ]

@@ -1,112 +1,180 @@
 """The KServe model: recordings in, calibrated probabilities out, over the bundle that was evaluated.
 
-V1: ``{"instances": [{"audio": "<base64>"}]}``; V2: an input ``audio`` of BYTES [N], each element base64 text. Whatever
-is wrong with a request is an ``InvalidInput`` (400) that says what; nothing that a client sends may be a 500.
+V1: ``{"instances": [{"audio": "<base64>"}]}``; V2: an input ``audio`` of BYTES [N]. Whatever is wrong with a request is
+an ``InvalidInput`` (400) that says what; a server that has no room is a :class:`~kubevox.errors.BusyError` (503).
+Nothing that a client sends may be a 500.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
+import datetime
+import time
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from kubevox.data.audio import Waveform, decode
+from kubevox.config import DriftConfig, ServingConfig
 from kubevox.errors import AudioError
-from kubevox.features.frontends import minimum_duration_s
-from kubevox.models.bundle import Bundle
-from kubevox.serving.library import InferOutput, InferRequest, InferResponse, InvalidInput, Model
+from kubevox.serving import answers, metrics
+from kubevox.serving.answers import Answered, label_of
+from kubevox.serving.engine import Engine
+from kubevox.serving.inference_log import InferenceLog, LoggedAnswer
+from kubevox.serving.library import InferRequest, InferResponse, InvalidInput, Model
+from kubevox.serving.remote import RemoteAudio
+from kubevox.serving.requests import (
+    Protocol,
+    RawBody,
+    Recording,
+    recordings_of_raw,
+    recordings_of_v1,
+    recordings_of_v2,
+)
+from kubevox.serving.work import Greeting, Item, LateDrift, Refusal, Task, Worker
 
 __all__ = ["SpeechModel"]
 
 
 @dataclass(frozen=True)
-class _Recordings:
-    """A request, decoded."""
+class _Request:
+    """A request, read."""
 
-    waveforms: list[Waveform]
-    request: InferRequest | None
+    id: str
+    protocol: Protocol
+    recordings: Sequence[Recording]
+    since: float
+    v2: InferRequest | None = None
 
 
 @dataclass(frozen=True)
-class _Answers:
-    """A request's answers: probabilities float32 [N, labels] and the seconds analysed of each recording."""
+class _Result:
+    """A request, answered."""
 
-    probabilities: npt.NDArray[np.float32]
-    analysed_s: list[float]
-    request: InferRequest | None
+    request: _Request
+    answered: Answered
+    explained: bool
 
 
 class SpeechModel(Model):
-    """A bundle as a KServe model.
+    """A bundle or a cascade as a KServe model.
 
     Args:
         name: the model's name in the URL.
-        bundle: the loaded bundle.
+        told: what its workers serve, and how.
         version: the registered version, told in every answer.
-        max_instances: how many recordings a request may hold.
+        log_store: where the inference log goes; None: there is none.
+
+    Attributes:
+        greeting: what the workers say of the model; there when it has begun.
     """
 
-    def __init__(self, name: str, bundle: Bundle, version: str, max_instances: int = 64) -> None:
+    def __init__(self, name: str, told: Worker, version: str, log_store: str | None = None) -> None:
         super().__init__(name)
-        self.bundle, self.version, self.max_instances = bundle, version, max_instances
+        self.version = version
+        self.options: ServingConfig = told.options
+        self.greeting: Greeting
+        labels = {"model": name, "version": version}
+        batch_size = metrics.BATCH_SIZE.labels(**labels)
+        self._engine = Engine(told, on_batch=batch_size.observe, on_drift=self._late_drift)
+        self._log_store = log_store
+        self._log: InferenceLog | None = None
+        self._remote: RemoteAudio | None = None
+        self._drift_wanted: dict[int, tuple[str, int]] = {}
+        self._stages = {
+            stage: metrics.STAGE.labels(**labels, stage=stage) for stage in ("queue", "decode", "features", "model")
+        }
+        self._confidence = metrics.CONFIDENCE.labels(**labels)
+        self._abstained = metrics.ABSTAINED.labels(**labels)
+        self._audio_seconds = metrics.AUDIO_SECONDS.labels(**labels)
+        self._predictions: dict[tuple[str, str], Any] = {}
+        metrics.QUEUED.labels(**labels).set_function(lambda: self._engine.waiting)
+        metrics.RESTARTS.labels(**labels).set_function(lambda: self._engine.restarts)
 
-    def load(self) -> bool:
-        """Answer a stretch of silence, so that the first caller does not wait for caches and kernels."""
-        frontend = self.bundle.spec.frontend
-        seconds = max(1.0, minimum_duration_s(frontend))
-        silence = np.zeros(round(seconds * frontend.sample_rate), np.int32)
-        self.bundle.predict([Waveform(silence, frontend.sample_rate)])
+    async def begin(self) -> None:
+        """Start the workers, warm, and the log; the model is ready when this returns.
+
+        Raises:
+            BundleError: the model cannot be loaded.
+        """
+        self.greeting = await self._engine.start()
+        self._remote = RemoteAudio(self.options.remote, self.greeting.limits.max_bytes)
+        logged = self.options.log
+        if logged.enabled and self._log_store is not None:
+            drift = DriftConfig() if logged.drift else None
+            self._log = InferenceLog(logged, self._log_store, self.name, self.greeting.labels, drift)
+            self._log.start()
+            rows = {"model": self.name, "version": self.version}
+            for fate in ("written", "dropped", "failed"):
+                metrics.LOG_ROWS.labels(**rows, fate=fate).set_function(
+                    lambda fate=fate: getattr(self._log, fate)  # type: ignore[misc]
+                )
         self.ready = True
-        return self.ready
+
+    async def finish(self) -> None:
+        """End the workers, when nothing is in flight any more, and write what is left of the log."""
+        await self._engine.stop()
+        if self._remote is not None:
+            await self._remote.close()
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close, 10.0)
+
+    async def healthy(self) -> bool:
+        """Whether a worker is there to answer; what KServe's readiness asks."""
+        return self.ready and self._engine.ready
+
+    @property
+    def busy(self) -> bool:
+        """Whether the queue has no room even for one recording more."""
+        return not self._engine.room_for(1)
+
+    @property
+    def retry_after_s(self) -> float:
+        """When a refused client may try again."""
+        return self._engine.retry_after_s
 
     def validate(self, payload: Any) -> Any:
         """Nothing is left to check after :meth:`preprocess`."""
         return payload
 
-    async def preprocess(self, payload: Any, headers: dict[str, str] | None = None) -> _Recordings:
-        """Decode every recording of the request, off the event loop."""
-        request = payload if isinstance(payload, InferRequest) else None
-        texts = self._v2_texts(request) if request is not None else self._v1_texts(payload)
-        if not texts:
+    async def preprocess(self, payload: Any, headers: dict[str, str] | None = None) -> _Request:
+        """Read the request: which recordings, and what is wanted of them."""
+        since = time.monotonic()
+        protocol: Protocol
+        if isinstance(payload, InferRequest):
+            # gRPC gives metadata in place of HTTP's headers; only REST has a content length or type.
+            protocol = "grpc" if payload.from_grpc else "v2"
+            recordings = recordings_of_v2(payload)
+        elif isinstance(payload, RawBody):
+            protocol, recordings = "raw", recordings_of_raw(payload)
+        else:
+            protocol, recordings = "v1", recordings_of_v1(payload)
+        if not recordings:
             raise InvalidInput("the request holds no recording")
-        if len(texts) > self.max_instances:
-            raise InvalidInput(f"{len(texts)} recordings in one request, more than the limit of {self.max_instances}")
-        return _Recordings(await asyncio.to_thread(self._decode, texts), request)
+        if len(recordings) > self.options.max_instances:
+            raise InvalidInput(
+                f"{len(recordings)} recordings in one request, more than the limit of {self.options.max_instances}"
+            )
+        named = (headers or {}).get("x-request-id", "")
+        v2 = payload if isinstance(payload, InferRequest) else None
+        return _Request(named or uuid.uuid4().hex, protocol, recordings, since, v2)
 
-    async def predict(self, payload: _Recordings, headers: dict[str, str] | None = None) -> _Answers:
-        """Features and model, off the event loop."""
-        try:
-            probabilities = await asyncio.to_thread(self.bundle.predict, payload.waveforms)
-        except AudioError as error:
-            raise InvalidInput(str(error)) from None
-        analysed = [self.bundle.frontend.analysed_s(waveform) for waveform in payload.waveforms]
-        return _Answers(probabilities, analysed, payload.request)
+    async def predict(self, payload: _Request, headers: dict[str, str] | None = None) -> _Result:
+        """Have the workers answer; a timeline where one is asked."""
+        tasks: list[Task] = ["timeline" if recording.timeline else "predict" for recording in payload.recordings]
+        return await self._answered(payload, tasks, explained=False)
+
+    async def explain(self, payload: _Request, headers: dict[str, str] | None = None) -> _Result:
+        """Have the workers say which seconds and bands spoke for the label."""
+        return await self._answered(payload, ["explain"] * len(payload.recordings), explained=True)
 
     async def postprocess(
-        self, result: _Answers, headers: dict[str, str] | None = None, response_headers: dict[str, str] | None = None
+        self, result: _Result, headers: dict[str, str] | None = None, response_headers: dict[str, str] | None = None
     ) -> dict[str, Any] | InferResponse:
         """The answer in the request's own protocol."""
-        labels = self.bundle.spec.labels
-        best = [labels[index] for index in result.probabilities.argmax(axis=1)]
-        if result.request is not None:
-            return self._v2_response(result, best)
-        return {
-            "predictions": [
-                {
-                    "label": label,
-                    "probabilities": dict(zip(labels, map(float, row), strict=True)),
-                    "model_version": self.version,
-                    "bundle": self.bundle.hash,
-                    "duration_analysed_s": round(seconds, 4),
-                }
-                for label, row, seconds in zip(best, result.probabilities, result.analysed_s, strict=True)
-            ]
-        }
+        if result.request.v2 is not None:
+            return answers.v2(result.answered, result.request.v2, self.name)
+        return answers.explanations(result.answered) if result.explained else answers.v1(result.answered)
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """The V2 metadata of the input."""
@@ -116,74 +184,120 @@ class SpeechModel(Model):
         """The V2 metadata of the outputs."""
         return [
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
-            {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(self.bundle.spec.labels)]},
+            {"name": "confidence", "datatype": "FP32", "shape": [-1]},
+            {"name": "abstained", "datatype": "BOOL", "shape": [-1]},
+            {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(self.greeting.labels)]},
             {"name": "duration_analysed_s", "datatype": "FP32", "shape": [-1]},
         ]
 
-    def _v1_texts(self, payload: Any) -> list[Any]:
-        if not isinstance(payload, dict):
-            raise InvalidInput('expected a JSON object: {"instances": [{"audio": "<base64 of a WAV or FLAC file>"}]}')
-        if "instances" not in payload:
-            raise InvalidInput("key 'instances' is missing")
-        instances = payload["instances"]
-        if not isinstance(instances, list):
-            raise InvalidInput("'instances' must be a list")
-        texts = []
-        for index, instance in enumerate(instances):
-            if not isinstance(instance, dict) or "audio" not in instance:
-                raise InvalidInput(f"instances[{index}]: key 'audio' is missing")
-            texts.append(instance["audio"])
-        return texts
+    async def _answered(self, request: _Request, tasks: Sequence[Task], explained: bool) -> _Result:
+        items = await self._items(request, tasks)
+        left = self.options.request_timeout_s - (time.monotonic() - request.since)
+        outcomes = await self._engine.submit(items, max(0.001, left))
+        for outcome in outcomes:
+            if isinstance(outcome.answer, Refusal):
+                raise InvalidInput(outcome.answer.message)
+        total_ms = 1000 * (time.monotonic() - request.since)
+        answered = Answered(request.id, self.greeting, self.version, self.options.min_confidence, outcomes, total_ms)
+        self._count(answered)
+        if self._log is not None:
+            self._write(request, items, answered)
+        return _Result(request, answered, explained)
 
-    def _v2_texts(self, request: InferRequest) -> list[Any]:
-        inputs = {item.name: item for item in request.inputs}
-        if "audio" not in inputs:
-            raise InvalidInput(f"input 'audio' is missing (inputs given: {', '.join(sorted(inputs)) or 'none'})")
-        audio = inputs["audio"]
-        if audio.datatype != "BYTES":
-            raise InvalidInput(f"input 'audio' must be of datatype BYTES, not {audio.datatype}")
-        data = audio.data if isinstance(audio.data, list) else []
-        shape = list(audio.shape)
-        if shape not in ([len(data)], [len(data), 1]):
-            raise InvalidInput(f"input 'audio' has shape {shape} but {len(data)} elements; expected [{len(data)}]")
-        return data
-
-    def _decode(self, texts: list[Any]) -> list[Waveform]:
-        limits = self.bundle.spec.limits
-        waveforms = []
-        for index, text in enumerate(texts):
-            name = f"recording {index}"
-            if not isinstance(text, (str, bytes)):
-                raise InvalidInput(f"{name}: expected base64 text, got {type(text).__name__}")
-            if len(text) * 3 // 4 > limits.max_bytes + 3:
-                raise InvalidInput(f"{name}: more than the limit of {limits.max_bytes} bytes")
-            try:
-                data = base64.b64decode(text, validate=True)
-            except (binascii.Error, ValueError):
-                raise InvalidInput(f"{name}: not valid base64") from None
-            try:
-                waveform, _ = decode(data, limits, name)
-            except AudioError as error:
-                raise InvalidInput(str(error)) from None
-            if waveform.duration_s < limits.min_duration_s:
-                raise InvalidInput(
-                    f"{name}: {waveform.duration_s:.2f} s is too short; at least {limits.min_duration_s:g} s are needed"
-                )
-            waveforms.append(waveform)
-        return waveforms
-
-    def _v2_response(self, result: _Answers, best: list[str]) -> InferResponse:
-        assert result.request is not None  # noqa: S101 - only called for V2
-        count, labels = result.probabilities.shape
-        outputs = [
-            InferOutput("label", [count], "BYTES", data=best),
-            InferOutput("probabilities", [count, labels], "FP32", data=result.probabilities.ravel().tolist()),
-            InferOutput("duration_analysed_s", [count], "FP32", data=[round(s, 4) for s in result.analysed_s]),
-        ]
-        return InferResponse(
-            response_id=result.request.id or "",
-            model_name=self.name,
-            model_version=self.version,
-            infer_outputs=outputs,
-            parameters={"labels": ",".join(self.bundle.spec.labels), "bundle": self.bundle.hash},
+    async def _items(self, request: _Request, tasks: Sequence[Task]) -> list[Item]:
+        fetched = await asyncio.gather(
+            *(self._fetch(recording, index) for index, recording in enumerate(request.recordings))
         )
+        logged = self._log is not None
+        items = []
+        for index, (recording, remote, task) in enumerate(zip(request.recordings, fetched, tasks, strict=True)):
+            key = 0
+            if logged and self.options.log.drift:
+                key = self._engine.key()
+                self._drift_wanted[key] = (request.id, index)
+                # A worker that had no time for some never tells; the oldest go.
+                while len(self._drift_wanted) > self.options.log.max_rows:
+                    self._drift_wanted.pop(next(iter(self._drift_wanted)))
+            audio = remote if remote is not None else recording.audio
+            assert audio is not None  # noqa: S101 - one of the two was checked to be there
+            items.append(
+                Item(
+                    key,
+                    f"recording {index}",
+                    audio,
+                    "raw" if remote is not None else recording.encoding,
+                    task,
+                    recording.label,
+                    logged and self.options.log.audio,
+                )
+            )
+        return items
+
+    async def _fetch(self, recording: Recording, index: int) -> bytes | None:
+        if recording.uri is None:
+            return None
+        assert self._remote is not None  # noqa: S101 - it has begun
+        try:
+            return await self._remote.fetch(recording.uri)
+        except AudioError as error:
+            raise InvalidInput(f"recording {index}: {error}") from None
+
+    def _count(self, answered: Answered) -> None:
+        for outcome, answer in zip(answered.outcomes, answered.answers, strict=True):
+            label, confidence = label_of(answer, self.greeting.labels)
+            counter = self._predictions.get((label, answer.answered_by))
+            if counter is None:
+                counter = self._predictions[label, answer.answered_by] = metrics.PREDICTIONS.labels(
+                    model=self.name, version=self.version, label=label, answered_by=answer.answered_by
+                )
+            counter.inc()
+            self._confidence.observe(confidence)
+            if confidence < self.options.min_confidence:
+                self._abstained.inc()
+            self._audio_seconds.inc(answer.duration_s)
+            for stage, milliseconds in (
+                ("queue", outcome.queue_ms),
+                ("decode", answer.decode_ms),
+                ("features", answer.features_ms),
+                ("model", answer.model_ms),
+            ):
+                if milliseconds is not None:
+                    self._stages[stage].observe(milliseconds / 1000)
+
+    def _write(self, request: _Request, items: Sequence[Item], answered: Answered) -> None:
+        assert self._log is not None  # noqa: S101 - asked before
+        now = datetime.datetime.now(datetime.UTC)
+        for index, (outcome, answer) in enumerate(zip(answered.outcomes, answered.answers, strict=True)):
+            label, confidence = label_of(answer, self.greeting.labels)
+            self._log.put(
+                LoggedAnswer(
+                    request_id=request.id,
+                    instance=index,
+                    time=now,
+                    model=self.name,
+                    model_version=self.version,
+                    bundle=self.greeting.parts.get(answer.answered_by, self.greeting.hash),
+                    dataset=self.greeting.dataset_hash,
+                    protocol=request.protocol,
+                    label=label,
+                    confidence=confidence,
+                    abstained=confidence < self.options.min_confidence,
+                    probabilities=answer.probabilities,
+                    answered_by=answer.answered_by,
+                    duration_s=answer.duration_s,
+                    sample_rate=answer.sample_rate,
+                    source_format=answer.source_format,
+                    queue_ms=outcome.queue_ms,
+                    decode_ms=answer.decode_ms,
+                    features_ms=answer.features_ms,
+                    model_ms=answer.model_ms,
+                    total_ms=answered.total_ms,
+                    drift=None,
+                    audio=answer.audio,
+                )
+            )
+
+    def _late_drift(self, late: LateDrift) -> None:
+        found = self._drift_wanted.pop(late.key, None)
+        if found is not None and self._log is not None:
+            self._log.add_drift(*found, late.values)

@@ -1,224 +1,169 @@
-"""KServe's model server with a bundle in it.
+"""KServe's model server with a bundle or a cascade in it: REST and gRPC, until a signal ends it.
 
 What KServe leaves open is closed here: malformed bodies are 400 and not 422 or 500, a body has a size limit, no client
-can unload the model, and on a laptop the server listens on loopback only.
+can unload the model, on a laptop the server listens on loopback only, and a server that is told to end answers what is
+in flight, and what still comes while the senders hear of it.
 """
 
 from __future__ import annotations
 
-import re
+import asyncio
+import contextlib
+import logging
+import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from typing import Any
 
-import orjson
+import uvicorn
+import uvloop
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from kubevox.errors import DeploymentError
-from kubevox.models.bundle import load_bundle
-from kubevox.serving.library import (
-    DataPlane,
-    InferenceRequest,
-    InferRequest,
-    InvalidInput,
-    ModelServer,
-    RequestInput,
-    RESTServer,
-    logger,
-    model_server,
-)
+from kubevox.config import ServingConfig
+from kubevox.errors import BusyError, DeploymentError
+from kubevox.serving.dataplane import CheckedDataPlane, first_problem
+from kubevox.serving.door import Door, busy_handler, refusal
+from kubevox.serving.grpc import GrpcServer
+from kubevox.serving.library import InvalidInput, ModelServer, RESTServer, logger, model_server
 from kubevox.serving.model import SpeechModel
+from kubevox.serving.openapi import document
+from kubevox.serving.work import Worker
 
 __all__ = ["serve"]
 
-_BINARY = "inference-header-content-length"
 _BODY_BYTES = 64 << 20  # a body is held in memory: many recordings may share this, or one take as much as it may
-# KServe would let any client unload the model; explainers and versions it answers with 501.
-_CLOSED = re.compile(r"/v2/repository/|/v2/models/[^/]+/versions/|/v1/models/[^/]+:explain$")
 
 
 def serve(
-    bundle_uri: str,
+    model_uri: str,
     name: str,
     version: str = "unregistered",
     host: str = "127.0.0.1",
     port: int = 8080,
     device: str = "cpu",
-    max_instances: int = 64,
+    options: ServingConfig | None = None,
+    log_store: str | None = None,
+    grpc_port: int = 0,
 ) -> None:
-    """Serve a bundle until a signal ends it.
+    """Serve a bundle or a cascade until a signal ends it.
 
     Args:
-        bundle_uri: the bundle's folder, local or in a store.
+        model_uri: the bundle's or the cascade's folder, local or in a store.
         name: the model's name in the URL.
         version: the registered version, told in every answer.
         host: the address to listen on; ``0.0.0.0`` in a pod.
         port: the HTTP port.
         device: "cpu", "cuda" or "auto".
-        max_instances: how many recordings a request may hold.
+        options: queue, limits, time-outs, log.
+        log_store: where the inference log goes; None: nowhere.
+        grpc_port: the port for gRPC; 0: none.
 
     Raises:
-        BundleError: the bundle is missing or damaged.
-        DeploymentError: the port is taken.
+        BundleError: the model is missing or damaged.
+        DeploymentError: a port is taken.
     """
-    _refuse_taken_port(host, port)
-    model = SpeechModel(name, load_bundle(bundle_uri, device), version, max_instances)
-    model.load()
-    largest = model.bundle.spec.limits.max_bytes * 4 // 3 + 1024
-    body_limit = max(largest, min(max_instances * largest, _BODY_BYTES))
-    model_server.app.add_middleware(_Doorkeeper, limit=body_limit)
-
-    class HostedRESTServer(RESTServer):
-        """KServe's REST server on the address that was asked for (its own is 0.0.0.0, always), with our refusals."""
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.config.host = host
-
-        def _add_exception_handlers(self, app: Any) -> None:
-            super()._add_exception_handlers(app)
-            app.add_exception_handler(InvalidInput, _invalid_input)
-            app.add_exception_handler(RequestValidationError, _invalid_body)
-            app.add_exception_handler(HTTPException, _http_error)
-
-    model_server.RESTServer = HostedRESTServer
-    server = ModelServer(http_port=port, enable_grpc=False, workers=1, enable_latency_logging=False)
-    server.dataplane = _CheckedDataPlane(model_registry=server.registered_models)
-    server.start([model])
+    for asked in (port, *([grpc_port] if grpc_port else [])):
+        _refuse_taken_port(host, asked)
+    options = options or ServingConfig()
+    # KServe's clients read proxies from the environment; no worker is to inherit more than it needs.
+    model = SpeechModel(name, Worker(model_uri, device, options), version, log_store)
+    server = _Server(http_port=port, enable_grpc=False, workers=1, enable_latency_logging=False)
+    server.dataplane = CheckedDataPlane(model_registry=server.registered_models)
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    asyncio.run(server.run(model, host, grpc_port))
 
 
-class _BinaryInput(RequestInput):
-    """An input whose data may lie behind the JSON."""
+class _Server(ModelServer):
+    """KServe's server, that begins by warming up the model and ends when all is answered."""
 
-    data: list[Any] | None = None
-
-
-class _BinaryRequest(InferenceRequest):
-    """The JSON part of a request of the binary data extension."""
-
-    inputs: list[_BinaryInput]
-
-
-class _CheckedDataPlane(DataPlane):
-    """A request that KServe cannot take apart is the client's error."""
-
-    def metadata(self) -> dict[str, Any]:
-        """KServe's, without the extension that is closed here."""
-        return super().metadata() | {"extensions": ["binary_tensor_data"]}
-
-    def decode(
-        self,
-        body: Any,
-        headers: dict[str, str] | None,
-        protocol_version: str = "v1",
-        model_name: str | None = None,
-    ) -> tuple[Any, dict[str, Any]]:
-        # Only a content type of exactly application/json is JSON to KServe; here every V1 body is.
-        kept = {name: value for name, value in (headers or {}).items() if name != "content-type"}
+    async def run(self, model: SpeechModel, host: str, grpc_port: int) -> None:
+        """Serve one model until told to end."""
+        await model.begin()
         try:
-            return super().decode(body, kept, protocol_version, model_name)
-        except InvalidInput:
-            raise
-        except Exception as error:  # whatever the bytes of a client make KServe's parsers raise
-            raise InvalidInput(f"not a request that can be read: {type(error).__name__}: {error!s:.200}") from None
-
-    def decode_inference_request(
-        self, body: bytes | InferenceRequest, headers: dict[str, str], model_name: str | None
-    ) -> InferRequest:
-        if isinstance(body, bytes):
-            # KServe takes the JSON of a binary request as it is, whatever the types in it.
-            length = headers.get(_BINARY)
-            if length is not None and not (length.isdecimal() and len(length) < 20):
-                raise InvalidInput(f"header {_BINARY}: expected a number, got {length[:20]!r}")
-            try:
-                content = orjson.loads(body[: int(length)] if length else body)
-                if not isinstance(content, dict):
-                    raise InvalidInput('expected a JSON object: {"inputs": [...]}')
-                parsed = (_BinaryRequest if length else InferenceRequest).model_validate(content)
-            except orjson.JSONDecodeError as error:
-                raise InvalidInput(f"not valid JSON: {error}") from None
-            except ValidationError as error:
-                raise InvalidInput(_first_problem(error.errors())) from None
-            if length is None:
-                body = parsed
-        else:
-            parsed = body
-        for text in (parsed.id or "", *(item.name for item in parsed.inputs)):
-            if not _is_unicode(text):
-                raise InvalidInput("the request holds text that is not valid Unicode")
-        return super().decode_inference_request(body, headers, model_name)
+            self.register_model(model)
+            largest = model.greeting.limits.max_bytes * 4 // 3 + 1024
+            body_limit = max(largest, min(model.options.max_instances * largest, _BODY_BYTES))
+            rest = _RestServer(self, model, host, body_limit)
+            grpc = GrpcServer(self.dataplane, host, grpc_port, body_limit) if grpc_port else None
+            if grpc is not None:
+                await grpc.start()
+            await rest.start()
+            if grpc is not None:
+                await grpc.stop(model.options.grace_s)
+        finally:
+            await model.finish()
 
 
-class _Doorkeeper:
-    """Refuses what is not for clients, and request bodies over a limit, while they arrive."""
+class _RestServer(RESTServer):
+    """KServe's REST server behind the door, on the address that was asked for (its own is 0.0.0.0, always)."""
 
-    def __init__(self, app: Any, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, server: ModelServer, model: SpeechModel, host: str, body_limit: int) -> None:
+        super().__init__(
+            "kserve.model_server:app",
+            server.dataplane,
+            server.model_repository_extension,
+            server.http_port,
+            grace_period=max(1, round(model.options.grace_s)),
+            timeout_keep_alive=server.timeout_keep_alive,
+        )
+        self._server = _DrainingServer(self.config, model.options.drain_s)
+        self.config.host = host
+        logging.getLogger("uvicorn.access").handlers = []  # the door writes its own lines
+        self.config.app = Door(
+            model_server.app, model, server.dataplane, body_limit, ending=lambda: self._server.ending
+        )
+        model_server.app.openapi = lambda: document(model)
 
-    async def __call__(
-        self, scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
-    ) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        if _CLOSED.match(scope["path"]):
-            await _refusal(404, "not served here")(scope, receive, send)
-            return
-        too_large = f"body over the limit of {self.limit} bytes"
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.limit:
-            await _refusal(413, too_large)(scope, receive, send)
-            return
-        seen = 0
+    def _add_middlewares(self, app: Any) -> None:
+        """None: what KServe would time and print, the door does."""
 
-        async def counted() -> Any:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.limit:
-                raise HTTPException(413, too_large)
-            return message
+    def _add_exception_handlers(self, app: Any) -> None:
+        super()._add_exception_handlers(app)
+        app.add_exception_handler(InvalidInput, _invalid_input)
+        app.add_exception_handler(BusyError, busy_handler)
+        app.add_exception_handler(RequestValidationError, _invalid_body)
+        app.add_exception_handler(HTTPException, _http_error)
 
-        await self.app(scope, counted, send)
+
+class _DrainingServer(uvicorn.Server):
+    """Goes on for a while when told to end, saying so in every answer; then takes nothing new and answers the rest."""
+
+    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+        super().__init__(config)
+        self.ending = False
+        self._drain_s = drain_s
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but what it has answered is not raised again: the process has more to end than this."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told_to_end, number)
+        yield
+
+    def _told_to_end(self, number: int) -> None:
+        if self.ending or number == signal.SIGINT:
+            self.should_exit = True
+        if not self.ending:
+            self.ending = True
+            logger.info("told to end by signal %d: answering what is in flight", number)
+            asyncio.get_running_loop().call_later(self._drain_s, setattr, self, "should_exit", True)
 
 
 async def _invalid_input(request: Request, error: Exception) -> JSONResponse:
     # One line, without the traceback that KServe logs for every bad request.
-    logger.info("%s: 400: %.300r", request.url.path, str(error))
-    return _refusal(400, str(error))
+    return refusal(400, str(error))
 
 
 async def _invalid_body(_: Request, error: Any) -> JSONResponse:
-    return _refusal(400, _first_problem(error.errors()))
+    return refusal(400, first_problem(error.errors()))
 
 
 async def _http_error(_: Request, error: Any) -> JSONResponse:
-    return _refusal(error.status_code, str(error.detail))
-
-
-def _refusal(status: int, reason: str) -> JSONResponse:
-    # A reason can quote the request, and JSON can hold half of a surrogate pair, which no answer can.
-    return JSONResponse({"error": reason.encode(errors="replace").decode()}, status_code=status)
-
-
-def _first_problem(errors: Any) -> str:
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        return f"not valid JSON: {first['ctx']['error']}"
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "InferenceRequest"))
-    return f"{place or 'body'}: {first['msg']}"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return refusal(error.status_code, str(error.detail), error.headers)
 
 
 def _refuse_taken_port(host: str, port: int) -> None:

@@ -13,8 +13,7 @@ import pytest
 
 from kubevox.deployment.local import free_port, model_server
 from kubevox.errors import DeploymentError
-from kubevox.models.bundle import load_bundle
-from tests.tiny import FEATURES, Tiny, untrained_bundle
+from tests.tiny import Tiny, untrained_bundle
 
 
 def serving(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -131,13 +130,3 @@ def test_a_server_for_this_machine_listens_on_loopback_only_and_ends_with_its_co
     with socket.socket() as probe:
         probe.settimeout(1)
         assert probe.connect_ex(("127.0.0.1", port)) != 0
-
-
-def test_a_model_whose_frontend_starts_late_can_be_warmed_up(tiny: Tiny, tmp_path: Path) -> None:
-    from kubevox.serving.model import SpeechModel
-
-    late = FEATURES.frontends["logmel"].model_copy(update={"offset_s": 3.0})
-    model = SpeechModel("mood", load_bundle(untrained_bundle(tiny, tmp_path, frontend=late)), "1")
-    assert not model.ready
-    assert model.load()
-    assert model.ready
