@@ -31,6 +31,9 @@ def main() -> None:
         options = ServingConfig.from_json(flags.options)
         if flags.max_instances is not None:
             options = ServingConfig(**{**options.model_dump(), "max_instances": flags.max_instances})
+        from kubevox.serving.engine import prepare
+
+        prepare()
         from kubevox.serving.server import serve
 
         serve(

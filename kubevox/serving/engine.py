@@ -18,6 +18,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from typing import Any
 
 from kubevox.errors import BundleError, BusyError, KubevoxError
@@ -36,12 +37,18 @@ from kubevox.serving.work import (
     said_from,
 )
 
-__all__ = ["Engine", "Entry", "Outcome"]
+__all__ = ["Engine", "Entry", "Outcome", "prepare"]
 
 _START_S = 120.0
 
 Entry = Callable[[Worker, socket.socket, int], None]
 """Told what to serve, its channel and its parent's process id."""
+
+
+def prepare() -> None:
+    """Have the process begin from which workers are forked: it imports torch while this one imports other things."""
+    _context()
+    forkserver.ensure_running()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,7 @@ class Engine:
 
     Args:
         told: what each worker serves.
-        entry: where a worker process begins.
+        entry: where a worker process begins; None: ``worker_process.main``.
         on_batch: told the size of each batch.
         on_drift: told the drift features of a recording, when a worker found time for them.
 
@@ -91,13 +98,13 @@ class Engine:
     def __init__(
         self,
         told: Worker,
-        entry: Entry = worker_process.main,
+        entry: Entry | None = None,
         on_batch: Callable[[int], None] = lambda _: None,
         on_drift: Callable[[LateDrift], None] = lambda _: None,
     ) -> None:
         self.greeting: Greeting | None = None
         self.restarts = 0
-        self._told, self._entry, self._options = told, entry, told.options
+        self._told, self._entry, self._options = told, entry or worker_process.main, told.options
         self._on_batch, self._on_drift = on_batch, on_drift
         self._queue: collections.deque[_Waiting] = collections.deque()
         self._arrived = asyncio.Condition()
