@@ -42,6 +42,7 @@ _V2 = re.compile(r"/v2/models/[^/]+/infer$")
 _CLOSED = re.compile(r"/v2/repository/|/v2/models/[^/]+/versions/")
 _READY = re.compile(r"/v2/health/ready$|/v2/models/[^/]+/ready$|/v1/models/[^/:]+$")
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")  # printable, without spaces
+_GONE = 499  # the client went away; nginx' number for it
 _BODIES = 256 << 20  # bytes of bodies that are held at once
 
 
@@ -91,13 +92,16 @@ class Door:
                 headers["x-request-id"] = request_id
                 if self._ending():
                     headers["connection"] = "close"
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError:  # what uvloop raises where the client has closed the connection meanwhile
+                status = _GONE
 
         self._open += 1
         try:
             await self._answer(scope, receive, answered, verb, route)
         except ConnectionError:
-            status = 499  # the client went away; nginx' number for it
+            status = _GONE
         finally:
             self._open -= 1
             took = time.monotonic() - since
@@ -114,13 +118,17 @@ class Door:
         if self._ending() and _READY.match(scope["path"]):
             await _busy("the server ends", 1.0)(scope, receive, send)
             return
+        if verb and scope["method"] != "POST":
+            # KServe's routing would take the verb for a part of the model's name.
+            await refusal(405, "Method Not Allowed", {"allow": "POST"})(scope, receive, send)
+            return
         working = route != "other" and scope["method"] == "POST"
         if working and (self._open > self._options.max_connections or self._model.busy):
             await _busy("as many requests as can be taken are waiting", self._model.retry_after_s)(scope, receive, send)
             return
         body = _Body(self, receive, dict(scope["headers"]), time.monotonic() + self._options.request_timeout_s)
         try:
-            if verb and scope["method"] == "POST":
+            if verb:
                 response = await self._v1(scope, body, verb[1], verb[2])
                 await response(scope, body.receive, send)
             else:

@@ -124,6 +124,11 @@ class SpeechModel(Model):
         return self.ready and self._engine.ready
 
     @property
+    def shortest_s(self) -> float:
+        """The shortest recording that is taken."""
+        return self.greeting.shortest_s
+
+    @property
     def busy(self) -> bool:
         """Whether the queue has no room even for one recording more."""
         return not self._engine.room_for(1)
@@ -155,6 +160,11 @@ class SpeechModel(Model):
             raise InvalidInput(
                 f"{len(recordings)} recordings in one request, more than the limit of {self.options.max_instances}"
             )
+        for index, recording in enumerate(recordings):
+            if recording.label is not None and recording.label not in self.greeting.labels:
+                raise InvalidInput(
+                    f"recording {index}: no label {recording.label!r:.40}; one of {', '.join(self.greeting.labels)}"
+                )
         named = (headers or {}).get("x-request-id", "")
         v2 = payload if isinstance(payload, InferRequest) else None
         return _Request(named or uuid.uuid4().hex, protocol, recordings, since, v2)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import kubevox
+from kubevox.data.audio import Waveform, encode_flac
 
 if TYPE_CHECKING:
     from kubevox.serving.model import SpeechModel
@@ -148,6 +152,13 @@ def _ready() -> dict[str, Any]:
     return _get("Whether the model is ready.", {"name": _TEXT, "ready": {"type": "boolean"}})
 
 
+def _audio(model: SpeechModel) -> dict[str, Any]:
+    """Base64 text; the example is silence, of the shortest length that is taken."""
+    rate = 16_000
+    silence = encode_flac(Waveform(np.zeros(round(1.1 * model.shortest_s * rate), np.int32), rate))
+    return {"type": "string", "contentEncoding": "base64", "examples": [base64.b64encode(silence).decode()]}
+
+
 def _schemas(model: SpeechModel) -> dict[str, Any]:
     labels, options = list(model.greeting.labels), model.options
     probabilities = {
@@ -199,7 +210,7 @@ def _schemas(model: SpeechModel) -> dict[str, Any]:
         "Instance": {
             "type": "object",
             "properties": {
-                "audio": {"type": "string", "contentEncoding": "base64", "description": "a recording's bytes"},
+                "audio": _audio(model) | {"description": "a recording's bytes"},
                 "uri": _TEXT | {"description": "s3:// or https://, where the server is configured to fetch it"},
                 "timeline": {"type": "boolean", "description": "windows of the recording with a label each"},
                 "label": _reference("Label"),
@@ -227,8 +238,14 @@ def _schemas(model: SpeechModel) -> dict[str, Any]:
                         {
                             "name": {"const": "audio"},
                             "datatype": {"const": "BYTES"},
-                            "shape": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
-                            "data": {"type": "array", "items": {"type": "string", "contentEncoding": "base64"}},
+                            "shape": {
+                                "type": "array",
+                                "items": {"type": "integer"},
+                                "minItems": 1,
+                                "maxItems": 2,
+                                "examples": [[1]],
+                            },
+                            "data": {"type": "array", "items": _audio(model)},
                         }
                     ),
                 },

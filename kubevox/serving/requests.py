@@ -104,6 +104,6 @@ def _instance(instance: Any, place: str) -> Recording:
     timeline, label = instance.get("timeline", False), instance.get("label")
     if not isinstance(timeline, bool):
         raise InvalidInput(f"{place}.timeline: expected true or false, got {type(timeline).__name__}")
-    if label is not None and not isinstance(label, str):
+    if "label" in instance and not isinstance(label, str):
         raise InvalidInput(f"{place}.label: expected text, got {type(label).__name__}")
     return Recording(audio, uri, timeline=timeline, label=label)

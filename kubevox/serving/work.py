@@ -62,6 +62,7 @@ class Greeting:
         hash: of the bundle, or of the cascade.
         dataset_hash: what the model was trained on.
         limits: what a recording may be.
+        shortest_s: the shortest recording that is taken.
         window_s: how much of a recording one answer rests on.
         parts: of a cascade, each bundle's hash by its role; else empty.
         drift_names: of the drift features.
@@ -72,6 +73,7 @@ class Greeting:
     hash: str
     dataset_hash: str
     limits: AudioLimits
+    shortest_s: float
     window_s: float
     parts: dict[str, str] = field(default_factory=dict)
     drift_names: tuple[str, ...] = ()

@@ -86,6 +86,7 @@ class Computer:
             hash=self.model.hash,
             dataset_hash=spec.dataset_hash,
             limits=self.limits,
+            shortest_s=max(self.limits.min_duration_s, minimum_duration_s(spec.frontend)),
             window_s=spec.frontend.offset_s + spec.frontend.duration_s,
             parts=parts,
             drift_names=tuple(DriftConfig().feature_names) if self._drift else (),
@@ -217,8 +218,6 @@ class Computer:
         from kubevox.models.explanation import explain
 
         bundle = self._bundle(answer.answered_by)
-        if item.label is not None and item.label not in bundle.spec.labels:
-            raise AudioError("unknown_label", f"{item.name}: no label {item.label!r:.40}; one of {bundle.spec.labels}")
         return replace(answer, explanation=explain(bundle, waveform, item.label).to_dict())
 
     def _timeline(self, waveform: Waveform) -> tuple[Window, ...]:

@@ -49,11 +49,11 @@ class Live:
             time.sleep(0.01)
 
     def memory_mb(self) -> float:
-        """Resident memory of the server and all its workers, in MB."""
+        """Memory of the server and all its workers in MB, what they share counted once (PSS)."""
         import psutil
 
         family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        return sum(process.memory_info().rss for process in family) / 1e6
+        return sum(process.memory_full_info().pss for process in family) / 1e6
 
 
 @contextlib.contextmanager

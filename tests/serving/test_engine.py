@@ -230,5 +230,5 @@ def test_what_is_said_between_processes_arrives_as_it_was() -> None:
     assert said_from(bytearray(pack_answers(said)[HEADER.size :])) == said
     asked = [Item(1, "recording 0", b"RIFF", "raw", "explain", "sad", True), Item(0, "recording 1", b"", "base64")]
     assert items_from(bytearray(pack_items(asked)[HEADER.size :])) == asked
-    greeting = Greeting("mood", ("a", "b"), "h", "d", LIMITS, 3.0, {"mini": "m", "premium": "p"}, ("x",))
+    greeting = Greeting("mood", ("a", "b"), "h", "d", LIMITS, 0.5, 3.0, {"mini": "m", "premium": "p"}, ("x",))
     assert said_from(bytearray(pack_greeting(greeting)[HEADER.size :])) == greeting
