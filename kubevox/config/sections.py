@@ -25,6 +25,7 @@ __all__ = [
     "EarlyStopping",
     "EvaluateConfig",
     "GateConfig",
+    "MiniConfig",
     "ModelConfig",
     "OneCycle",
     "Plateau",
@@ -258,6 +259,18 @@ class BaselineConfig(Section):
     train: TrainConfig = TrainConfig()
 
 
+class MiniConfig(Section):
+    """A small model that answers first, in a cascade with the champion; trained on the champion's split.
+
+    Attributes:
+        margin: by how much the cascade's UAR, on the validation split, may lie below the champion's.
+    """
+
+    model: ModelConfig
+    train: TrainConfig = TrainConfig()
+    margin: float = Field(default=0.01, ge=0.0, lt=1.0)
+
+
 class EvaluateConfig(Section):
     """How the test split is scored."""
 
@@ -300,6 +313,7 @@ class Config(Section):
     model: ModelConfig = ResCnnConfig()
     train: TrainConfig = TrainConfig()
     baseline: BaselineConfig | None = None
+    mini: MiniConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     deploy: DeployConfig = DeployConfig()
@@ -362,7 +376,8 @@ class Config(Section):
                 raise refusal("data.labels", selected, f"{label!r} is not among task.labels {self.task.labels}")
         if selected is not None and not 2 <= len(selected) == len(set(selected)):
             raise refusal("data.labels", selected, "name at least two labels, each once")
-        models = {"model": self.model} | ({"baseline.model": self.baseline.model} if self.baseline else {})
+        sections = {"baseline": self.baseline, "mini": self.mini}
+        models = {"model": self.model} | {f"{name}.model": one.model for name, one in sections.items() if one}
         for where, model in models.items():
             frontend, frontends = model.frontend, self.features.frontends
             if frontend not in frontends:
