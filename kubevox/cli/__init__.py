@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import kubevox
+from kubevox.cli.cascade import app as cascade_app
 from kubevox.cli.data import app as data_app
 from kubevox.cli.features import app as features_app
 from kubevox.cli.options import DEFAULT_CONFIG, SetOption, fail, load, read_recording
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(cascade_app, name="cascade")
 app.add_typer(features_app, name="features")
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration of the run that trained the champion.")]
