@@ -1,15 +1,18 @@
 """A tiny model server that speaks V1 and names its version: starts in a blink, and fails in the ways that it is told.
 
-``python tests/deployment/standin.py --name mood --version 1 --port 8081 …``
+``python -P tests/deployment/standin.py --name mood --version 1 --port 8081 …``
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -89,6 +92,15 @@ class StandIn:
             await answer(send, 404, b"{}")
 
 
+class Abrupt(uvicorn.Server):
+    """Ends at once: whoever ends it has drained it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        yield
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--name", required=True)
@@ -101,9 +113,8 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.crash:
         sys.exit("error: the weights are damaged")
-    uvicorn.run(
-        StandIn(flags), host="127.0.0.1", port=flags.port, log_level="warning", lifespan="off", access_log=False
-    )
+    options = {"host": "127.0.0.1", "port": flags.port, "log_level": "warning", "lifespan": "off", "access_log": False}
+    Abrupt(uvicorn.Config(StandIn(flags), **options)).run()
 
 
 if __name__ == "__main__":

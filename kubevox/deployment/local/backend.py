@@ -224,22 +224,21 @@ class LocalBackend:
         Raises:
             DeploymentError: it did not start.
         """
-        deadline = time.monotonic() + _START_S
+        deadline, started = time.monotonic() + _START_S, False
         while time.monotonic() < deadline:
             if self.folder.running():
                 status = self.folder.status()
                 if status is not None and not status.ending and _lives(status.pid):
                     return status
-            elif self._own is None:
+            elif self._own is not None and self._own.poll() is None:
+                pass  # it has not got so far
+            elif not started:
                 self._start()
-            elif self._own.poll() is not None:
-                own, self._own = self._own, None
-                if not self.folder.running():  # another may have been faster
-                    raise DeploymentError(f"the platform of {self.model} ended{self._said(own)}")
+                started = True
+            else:
+                raise DeploymentError(f"the platform of {self.model} did not start: {self._said()}")
             time.sleep(_LOOK_EVERY_S)
-        raise DeploymentError(
-            f"the platform of {self.model} did not start within {_START_S:g} s{self._said(self._own)}"
-        )
+        raise DeploymentError(f"the platform of {self.model} did not start within {_START_S:g} s: {self._said()}")
 
     def _start(self) -> None:
         """Start a platform that lives as long as this process, or until :meth:`close`."""
@@ -248,6 +247,8 @@ class LocalBackend:
         command = [sys.executable, "-m", "kubevox.deployment.local", "--model", self.model]
         command += ["--folder", str(self.folder.path), "--grace_s", str(self._grace_s)]
         command += ["--request_timeout_s", str(self._request_timeout_s), "--leash"]
+        if self._own is not None and self._own.stdin is not None:  # one that was killed
+            self._own.stdin.close()
         with open(self._log, "wb") as log:
             self._own = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment(), start_new_session=True
@@ -267,12 +268,12 @@ class LocalBackend:
     def _log(self) -> Path:
         return self.folder.logs / "supervisor.log"
 
-    def _said(self, own: subprocess.Popen[bytes] | None) -> str:
-        if own is None:
-            return ""
-        with contextlib.suppress(OSError), open(self._log, "rb") as log:
-            return f": {last_words(log)}"
-        return ""
+    def _said(self) -> str:
+        try:
+            with open(self._log, "rb") as log:
+                return last_words(log)
+        except OSError:
+            return "it said nothing"
 
 
 def _without(spec: PlatformSpec, canary: ServedVersion) -> PlatformSpec:

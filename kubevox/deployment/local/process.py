@@ -20,7 +20,7 @@ from kubevox.processes import die_with
 
 __all__ = ["ServerProcess"]
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 _WELL_S = 60.0  # a server that lived so long starts from the shortest pause again
 _ASK_EVERY_S = 0.05
 _LOG_BYTES = 16 << 20  # a log that is longer begins anew; the one before is kept beside it

@@ -202,7 +202,7 @@ class PlatformFolder:
             return True
 
     @contextlib.contextmanager
-    def held(self, patience_s: float = 2.0) -> Iterator[None]:
+    def held(self, patience_s: float = 0.5) -> Iterator[None]:
         """Be the one supervisor of this folder for as long as the context lasts.
 
         Raises:
