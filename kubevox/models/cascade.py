@@ -317,7 +317,7 @@ def export(cascade_uri: str, folder: str) -> str:
         raise StorageError(f"{folder}: is not empty; choose another folder")
     try:
         with _staged(target) as staged:
-            for path in storage.fetch(cascade.uri).iterdir():
+            for path in _folder(cascade.uri, f"cascade {cascade.uri}").iterdir():
                 if path.is_file():
                     shutil.copyfile(path, staged / path.name)
             for role in _ROLES:
@@ -348,6 +348,7 @@ def _part(uri: str, role: str, digest: str, device: str) -> Bundle:
                 "`kubevox cascade export` makes a folder with both bundles in it"
             )
         place = storage.join(store, "bundles", digest)
+    _folder(place, f"cascade {uri}: its {role}")
     bundle = load_bundle(place, device)
     if bundle.hash != digest:
         raise BundleError(
@@ -355,6 +356,14 @@ def _part(uri: str, role: str, digest: str, device: str) -> Bundle:
             "copy the right bundle there"
         )
     return bundle
+
+
+def _folder(uri: str, what: str) -> Path:
+    """A local path that holds the folder; in a bucket, no object of that name is looked for first."""
+    try:
+        return storage.fetch(f"{uri}/")
+    except StorageError as error:
+        raise BundleError(f"{what} cannot be read ({error})") from None
 
 
 def _common_limits(mini: Bundle, premium: Bundle) -> AudioLimits:
@@ -379,7 +388,7 @@ def _common_limits(mini: Bundle, premium: Bundle) -> AudioLimits:
 
 
 def _copy_bundle(bundle: Bundle, folder: Path) -> None:
-    shutil.copytree(storage.fetch(bundle.uri), folder)
+    shutil.copytree(_folder(bundle.uri, f"bundle {bundle.uri}"), folder)
     config = bundle.frontend.config
     if isinstance(config, SslConfig) and not (folder / "encoder").is_dir():
         (folder / "encoder").mkdir()

@@ -6,7 +6,10 @@ import itertools
 import json
 import math
 import shutil
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from kubevox.data.audio import Waveform, canonical
 from kubevox.errors import AudioError, BundleError, StorageError
 from kubevox.features.frontends import minimum_duration_s
 from kubevox.models import bundle as bundles_module
-from kubevox.models.bundle import Bundle, load_bundle
+from kubevox.models.bundle import Bundle, load_bundle, save_bundle
 from kubevox.models.cascade import (
     Cascade,
     CascadeFigures,
@@ -447,6 +450,48 @@ def test_an_encoder_that_lies_beside_the_bundles_is_exported_with_them(
     assert cascade.premium.frontend is cascade.mini.frontend, "one encoder in memory for both"
     answer = cascade.answer([Waveform(np.arange(RATE, dtype=np.int32) * 50, RATE)])
     np.testing.assert_array_equal(answer.probabilities, expected.probabilities)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """``s3://`` and an empty bucket's name, on a server that speaks as much of S3 as the store uses."""
+    pytest.importorskip("minio")
+    from tests.test_storage_faults import Handler
+
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.lock, server.objects, server.uploads, server.requests, server.faults = threading.Lock(), {}, {}, [], []
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "loopback")
+    monkeypatch.setenv("KUBEVOX_CACHE", str(tmp_path / "cache"))
+    yield "s3://bucket"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_bucket_holds_a_cascade_as_a_folder_does(
+    bucket: str, uri: str, mini: Bundle, premium: Bundle, waveforms: list[Waveform], tmp_path: Path
+) -> None:
+    exported = export(uri, f"{bucket}/models/mood/")
+    assert exported == f"{bucket}/models/mood"
+    cascade = load_model(exported)
+    assert isinstance(cascade, Cascade)
+    expected = load_model(uri).answer(waveforms)
+    np.testing.assert_array_equal(cascade.answer(waveforms).probabilities, expected.probabilities)
+    assert export(uri, exported) == exported, "it is there already"
+    with pytest.raises(StorageError, match="not empty"):
+        export(uri, f"{bucket}/models")
+    # And a whole store in a bucket: the bundles beside the cascade.
+    for bundle in (mini, premium):
+        save_bundle(bundle.classifier, bundle.spec, f"{bucket}/store")
+    stored = save_cascade(description(mini, premium), f"{bucket}/store", {"report.html": "<p>What was found.</p>"})
+    assert stored == f"{bucket}/store/cascades/{cascade.hash}"
+    assert load_model(stored).hash == cascade.hash
+    assert load_model(export(stored, str(tmp_path / "pod"))).hash == cascade.hash
+    with pytest.raises(BundleError, match="s3://bucket/nowhere"):
+        load_model(f"{bucket}/nowhere")
 
 
 def test_a_description_survives_json(mini: Bundle, premium: Bundle, uri: str) -> None:
