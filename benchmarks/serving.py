@@ -1,11 +1,11 @@
 """The model server under load: latency by stage, what it sustains, and what becomes of three times as much.
 
-    python benchmarks/serving.py [--bundle URI] [--part latency throughput overload]
+    python benchmarks/serving.py [--bundle URI] [--part latency threads throughput overload]
 
 The load generator is h2load (nghttp2; Debian: ``apt install nghttp2-client``), open loop: a new connection a request,
 at a fixed rate, whatever becomes of those before. Generator and server share the machine. The clip is 3 s of 16 kHz,
-16-bit WAV. Without ``--bundle`` the network is the configuration's ``mini`` with random weights, which cost what trained
-ones do.
+16-bit WAV. Without ``--bundle`` the network is the configuration's ``mini`` with random weights, which cost what
+trained ones do.
 
 ``latency``: one client, one request after another, the connection kept; V1 with base64, and the file as the body.
 
@@ -13,6 +13,8 @@ ones do.
 same network in FastAPI with librosa, as it is commonly run (one uvicorn process, torch's own number of threads), and
 tuned by hand (a process a core, a thread each). A rate is sustained where nothing was refused or failed, and 95 % of
 the answers came within the limit. The reference runs before and after ours; the better counts.
+
+``threads``: workers and their threads, 16 clients that each send again as soon as they are answered.
 
 ``overload``: three times the sustained rate for 60 s: statuses, memory, and the latency five seconds later.
 """
@@ -49,6 +51,7 @@ from kubevox.provenance import git_commit
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS_MS = (30, 50, 100)
 RATES = (50, 75, 100, 125, 150, 175, 200, 250, 300, 350, 400, 450, 500, 550, 600, 650, 700, 800, 900, 1000, 1200, 1400)
+PARTS = ["latency", "threads", "throughput", "overload"]
 BOUNDARY = "of-this-benchmark"
 
 
@@ -198,6 +201,17 @@ def load(target: Target, rate: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def closed_loop(target: Target, clients: int, seconds: float) -> dict[str, Any]:
+    """h2load with so many clients, each of which waits for its answer before it asks again."""
+    with tempfile.NamedTemporaryFile() as log:
+        command = ["h2load", "--h1", "-c", str(clients), "-D", str(round(seconds)), "-d", str(target.body)]
+        command += ["-H", f"content-type: {target.kind}", "--log-file", log.name, target.url]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        rows = np.loadtxt(log.name, dtype=np.int64, ndmin=2)
+    good = rows[rows[:, 1] == 200, 2] / 1000
+    return {"answered_a_second": round(len(good) / seconds, 1), "p95_ms": round(float(np.percentile(good, 95)), 1)}
+
+
 def sustained(rows: list[dict[str, Any]], limit_ms: float) -> int:
     """The highest rate up to which all was answered, and 95 % within the limit."""
     best = 0
@@ -248,13 +262,13 @@ def main() -> None:
     """Run the parts that are asked for, tell, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", help="a bundle's folder; the mini model with random weights where not given")
-    parser.add_argument("--part", nargs="+", choices=["latency", "throughput", "overload"], default=None)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=None)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each rate")
     parser.add_argument("--name", default="serving", help="of the result's file")
     flags = parser.parse_args()
     if shutil.which("h2load") is None:
         sys.exit("h2load is not installed: apt install nghttp2-client")
-    parts = flags.part or ["latency", "throughput", "overload"]
+    parts = flags.part or PARTS
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_bodies(folder)
@@ -270,6 +284,13 @@ def main() -> None:
             with ours(bundle, folder) as target:
                 result["latency_one_client"] = latency(target, folder)
             print(json.dumps(result["latency_one_client"], indent=2))
+        if "threads" in parts:
+            result["workers_x_threads"] = {}
+            for workers, threads in ((1, 1), (1, 2), (2, 1), (2, 2)):
+                with ours(bundle, folder, workers=workers, threads=threads) as target:
+                    closed_loop(target, 16, 2)
+                    result["workers_x_threads"][f"{workers} x {threads}"] = closed_loop(target, 16, flags.seconds)
+            print(json.dumps(result["workers_x_threads"], indent=2))
         best = 0
         if "throughput" in parts:
             runs: dict[str, list[list[dict[str, Any]]]] = {"common": [], "tuned": [], "kubevox": []}
