@@ -24,7 +24,6 @@ import pytest
 
 from kubevox.deployment.backend import Deployed, ServedVersion
 from kubevox.deployment.local import LocalBackend, PlatformFolder, PlatformSpec, WantedServer, platform_folder
-from kubevox.deployment.local.servers import filled_in
 from kubevox.deployment.local.state import ServerStatus
 from kubevox.errors import DeploymentError
 
@@ -428,8 +427,7 @@ def supervised(work: Path, *flags: str) -> subprocess.Popen[str]:
 
 
 def wanted(served: ServedVersion, *behaviour: str) -> WantedServer:
-    command = filled_in([*STANDIN, *behaviour], "mood", served)
-    return WantedServer(version=served.version, bundle_uri=served.bundle_uri, command=command, start_timeout_s=10.0)
+    return WantedServer.of(served, [*STANDIN, *behaviour], 10.0)
 
 
 def test_a_platform_that_runs_is_used_and_stays(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kubevox.deployment.backend import Deployed, Endpoint, Endpoints, ServedVersion
-from kubevox.deployment.local.servers import environment, filled_in, last_words, server_command
+from kubevox.deployment.local.servers import environment, last_words, server_command
 from kubevox.deployment.local.state import PlatformFolder, PlatformSpec, PlatformStatus, ServerStatus, WantedServer
 from kubevox.errors import DeploymentError
 
@@ -33,7 +33,7 @@ class LocalBackend:
         start_timeout_s: for a model server to be ready.
         request_timeout_s: for a request through the route, and to drain.
         command: starts a model server, with ``{model}``, ``{bundle}``, ``{version}`` and ``{port}`` as arguments that
-            are filled in; None: a server with its own defaults.
+            are filled in; None: as the version in production was started, or else a server with its defaults.
         canary_command: likewise, for a challenger; None: as any other.
         stable: the registry's version in production, for a platform that was never told of one.
         grace_s: for requests in flight when something is ended.
@@ -55,8 +55,8 @@ class LocalBackend:
         self.model = model
         self.folder = PlatformFolder(Path(work_dir).absolute() / "serving" / model)
         self._start_timeout_s, self._request_timeout_s = start_timeout_s, request_timeout_s
-        self._command = list(command if command is not None else server_command())
-        self._canary_command = list(canary_command if canary_command is not None else self._command)
+        self._command = list(command) if command is not None else None
+        self._canary_command = list(canary_command) if canary_command is not None else self._command
         self._stable, self._grace_s = stable, grace_s
         self._own: subprocess.Popen[bytes] | None = None
 
@@ -81,7 +81,6 @@ class LocalBackend:
                 then.
         """
         self._running()
-        wanted = self._wanted(canary, self._canary_command)
 
         def start(spec: PlatformSpec) -> PlatformSpec:
             if spec.stable is not None and spec.stable.served == canary:
@@ -89,8 +88,9 @@ class LocalBackend:
             if spec.canary is not None and spec.canary.served == canary and not self._has_failed(spec.canary):
                 return spec.model_copy(update={"canary_percent": 0})
             attempt = spec.canary.attempt + 1 if spec.canary is not None else spec.generation + 1
-            update = {"canary": wanted.model_copy(update={"attempt": attempt}), "canary_percent": 0}
-            return spec.model_copy(update=update)
+            command = self._canary_command or (spec.stable.command if spec.stable is not None else server_command())
+            wanted = WantedServer.of(canary, command, self._start_timeout_s).model_copy(update={"attempt": attempt})
+            return spec.model_copy(update={"canary": wanted, "canary_percent": 0})
 
         spec = self.folder.change(start)
 
@@ -170,14 +170,6 @@ class LocalBackend:
             own.wait(timeout=3 * self._grace_s)
         own.kill()
         own.wait()
-
-    def _wanted(self, served: ServedVersion, command: list[str]) -> WantedServer:
-        return WantedServer(
-            version=served.version,
-            bundle_uri=served.bundle_uri,
-            command=filled_in(command, self.model, served),
-            start_timeout_s=self._start_timeout_s,
-        )
 
     def _has_failed(self, canary: WantedServer) -> bool:
         status = self.folder.status()
@@ -259,9 +251,11 @@ class LocalBackend:
         if spec.stable is None and self._stable is not None:
             if spec.canary is not None and spec.canary.served == self._stable:
                 return spec.model_copy(update={"stable": spec.canary, "canary": None, "canary_percent": 0})
-            return spec.model_copy(update={"stable": self._wanted(self._stable, self._command)})
-        if spec.stable is not None:  # started as this back end starts servers, not as the last one did
-            return spec.model_copy(update={"stable": self._wanted(spec.stable.served, self._command)})
+            stable = WantedServer.of(self._stable, self._command or server_command(), self._start_timeout_s)
+            return spec.model_copy(update={"stable": stable})
+        if spec.stable is not None and self._command is not None:  # not as the last one started it
+            stable = WantedServer.of(spec.stable.served, self._command, self._start_timeout_s)
+            return spec.model_copy(update={"stable": stable})
         return spec
 
     @property

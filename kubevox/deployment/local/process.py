@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 
 from kubevox.deployment.local.router import Upstream
-from kubevox.deployment.local.servers import PORT, environment, free_port, is_free, last_words
+from kubevox.deployment.local.servers import environment, filled_in, free_port, is_free, last_words
 from kubevox.deployment.local.state import ServerStatus, WantedServer
 from kubevox.processes import die_with
 
@@ -114,7 +114,7 @@ class ServerProcess:
             began_at = log.seek(0, os.SEEK_END)
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *(argument.replace(PORT, str(port)) for argument in self.wanted.command),
+                    *filled_in(self.wanted.command, self._model, self.wanted.version, self.wanted.bundle, port),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

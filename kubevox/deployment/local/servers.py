@@ -16,38 +16,39 @@ from pathlib import Path
 from typing import IO
 
 from kubevox import storage
-from kubevox.deployment.backend import ServedVersion
+from kubevox.config import ServingConfig
 from kubevox.deployment.local.client import ModelClient
 from kubevox.errors import DeploymentError
 from kubevox.processes import die_with
 
-__all__ = ["PORT", "environment", "filled_in", "free_port", "is_free", "last_words", "model_server", "server_command"]
-
-PORT = "{port}"
-"""Stands in a server's command for its port, which is only known when it is started."""
+__all__ = ["environment", "filled_in", "free_port", "is_free", "last_words", "model_server", "server_command"]
 
 _FIRST_PORT = 20_000
 _SAID = 64 << 10  # bytes of a log's end that are looked through for last words
 
 
-def server_command(device: str = "cpu", options: str | None = None, log_store: str | None = None) -> list[str]:
+def server_command(
+    device: str = "cpu", options: ServingConfig | None = None, log_store: str | None = None
+) -> list[str]:
     """The command that starts a model server, with ``{model}``, ``{bundle}``, ``{version}`` and ``{port}`` left open.
 
     Args:
         device: "cpu", "cuda" or "auto".
-        options: the configuration's ``serving`` section, as JSON; None: the server's own defaults.
+        options: the configuration's ``serving`` section; None: the defaults. A server is not told to answer on for a
+            while when it is ended: the router has drained it by then.
         log_store: the store that the inference log goes to; None: nowhere.
     """
+    options = (options or ServingConfig()).model_copy(update={"drain_s": 0.0})
     command = [sys.executable, "-m", "kubevox.serving", "--model_name", "{model}", "--model_dir", "{bundle}"]
-    command += ["--model_version", "{version}", "--host", "127.0.0.1", "--http_port", PORT, "--device", device]
-    command += ["--options", options] if options is not None else []
+    command += ["--model_version", "{version}", "--host", "127.0.0.1", "--http_port", "{port}", "--device", device]
+    command += ["--options", options.to_json()]
     command += ["--log_store", storage.absolute(log_store)] if log_store is not None else []
     return command
 
 
-def filled_in(command: Sequence[str], model: str, served: ServedVersion) -> list[str]:
-    """A server's command with everything in it but the port; only whole arguments are replaced."""
-    places = {"{model}": model, "{bundle}": storage.absolute(served.bundle_uri), "{version}": served.version}
+def filled_in(command: Sequence[str], model: str, version: str, bundle: str, port: int) -> list[str]:
+    """A server's command with everything in it; only whole arguments are replaced."""
+    places = {"{model}": model, "{bundle}": bundle, "{version}": version, "{port}": str(port)}
     return [places.get(argument, argument) for argument in command]
 
 
@@ -61,8 +62,7 @@ def model_server(
         DeploymentError: it ended, or was not ready in time; its last words are in the message.
     """
     port = free_port()
-    command = filled_in(server_command(), name, ServedVersion(version, bundle_uri))
-    command = [argument.replace(PORT, str(port)) for argument in command]
+    command = filled_in(server_command(), name, version, bundle_uri, port)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,

@@ -14,13 +14,14 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import Field
 
+from kubevox import storage
 from kubevox.config import Section
 from kubevox.deployment.backend import ServedVersion
 from kubevox.errors import ConfigError, DeploymentError
@@ -43,16 +44,29 @@ class WantedServer(Section):
     Attributes:
         version: the registered version's number.
         bundle_uri: what it serves.
-        command: what starts it; ``{port}`` stands for its port.
+        bundle: the same, and it means so in every working directory.
+        command: what starts it; the arguments ``{model}``, ``{bundle}``, ``{version}`` and ``{port}`` are filled in.
         start_timeout_s: it has so long to be ready.
         attempt: told apart from the last time that the same was wanted and failed.
     """
 
     version: str
     bundle_uri: str
+    bundle: str
     command: list[str] = Field(min_length=1)
     start_timeout_s: float = Field(default=90.0, gt=0.0)
     attempt: int = 0
+
+    @classmethod
+    def of(cls, served: ServedVersion, command: Sequence[str], start_timeout_s: float) -> WantedServer:
+        """A server of a version."""
+        return cls(
+            version=served.version,
+            bundle_uri=served.bundle_uri,
+            bundle=storage.absolute(served.bundle_uri),
+            command=list(command),
+            start_timeout_s=start_timeout_s,
+        )
 
     @property
     def served(self) -> ServedVersion:
