@@ -1,4 +1,4 @@
-"""Deploy: register the accepted bundle, serve it, compare its answers, move the alias ``champion``."""
+"""Deploy: roll the accepted bundle out, step by step; it becomes the champion, or is taken back."""
 
 import os
 
@@ -15,8 +15,9 @@ def deploy(
     store: str,
     tracking: str,
     rollout: dsl.Output[dsl.Artifact],
+    timeline: dsl.Output[dsl.HTML],
 ) -> str:
-    """Make the bundle the champion if a live KServe model server answers as the evaluator did; never cached.
+    """Give the bundle a growing share of the traffic and watch it; promote it, or take it back; never cached.
 
     Args:
         bundle: the bundle's URI.
@@ -27,9 +28,10 @@ def deploy(
         store: a folder or s3://bucket/prefix.
         tracking: MLflow's URI.
         rollout: receives the rollout's record.
+        timeline: receives the page that tells it.
 
     Returns:
-        The version that is now champion.
+        The version that is champion now: the bundle's, or the one that was before; "" where there is none.
     """
     from pathlib import Path
 
@@ -39,14 +41,24 @@ def deploy(
     from kubevox.progress import result
 
     outcome = deploy_bundle(bundle, evaluation, run_id, name, DeployConfig.from_json(config), store, tracking)
-    Path(rollout.path).write_bytes(storage.read_bytes(outcome.uri))
-    rollout.metadata["rollout"] = outcome.uri
+    for artifact, uri in ((rollout, outcome.uri), (timeline, outcome.timeline)):
+        Path(artifact.path).write_bytes(storage.read_bytes(uri))
+        artifact.metadata["rollout"] = outcome.uri
+    if outcome.outcome == "promoted":
+        summary = f"{name} version {outcome.version} is champion: {outcome.reason}"
+    else:
+        stays = f"version {outcome.champion} stays champion" if outcome.champion else "there is no champion"
+        summary = f"{name} version {outcome.version} was taken back ({outcome.criterion}); {stays}"
     result(
         "deploy",
-        summary=f"{name} version {outcome.version} is champion; a live server answered {outcome.recordings} test "
-        f"recordings as the evaluator did (largest difference {outcome.largest_difference:.1g})",
+        summary=summary,
+        outcome=outcome.outcome,
+        criterion=outcome.criterion,
+        reason=outcome.reason,
         version=outcome.version,
+        champion=outcome.champion,
         previous=outcome.previous,
         largest_difference=outcome.largest_difference,
+        timeline=outcome.timeline,
     )
-    return outcome.version
+    return outcome.champion or ""

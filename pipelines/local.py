@@ -29,7 +29,7 @@ class RunOutcome:
     """How a run ended.
 
     Attributes:
-        code: 0 promoted, 3 rejected by the gate, 1 failed.
+        code: 0 promoted, 3 rejected by the gate or taken back by the rollout, 1 failed.
         seconds: it took.
         results: what the stages said.
         error: why it failed, in one line.
@@ -118,7 +118,7 @@ def run_locally(config: Config, work_dir: Path, pipeline: Any = None) -> RunOutc
         # KFP's local runner can skip a branch and still report success.
         error = "the gate accepted the model, but KFP's local runner skipped its deployment"
     elif error is None:
-        code = PROMOTED
+        code = PROMOTED if (view.result("deploy") or {}).get("outcome") == "promoted" else REJECTED
     example = (
         _write_example(view, work_dir.absolute() / f"example-{config.task.name}.flac") if code == PROMOTED else None
     )
@@ -157,14 +157,19 @@ def summary(outcome: RunOutcome, config: Config, config_file: str) -> list[str]:
         lines.append(f"  champion {interval('champion')}  in production until now, same split")
     lines.append(f"Gate       {'accepted' if judged['verdict'] == 'promote' else 'REJECTED'}")
     lines += [f"  {line}" for line in judged["criteria"]]
-    if deployed:
+    if deployed and outcome.code == PROMOTED:
         lines.append(f"Version    {config.registered_model} version {deployed['version']}, alias champion")
+    elif deployed:
+        champion = f"version {deployed['champion']} stays champion" if deployed["champion"] else "there is no champion"
+        lines.append(f"Rollout    version {deployed['version']} TAKEN BACK; {champion}")
+        lines += [f"  {line}" for line in deployed["reason"].split("; ")]
     lines += [
         f"Report     {judged['report']}",
         f"           {outcome.of('validate')['report']}",
+        *([f"           {deployed['timeline']}"] if deployed else []),
         f"Log        {outcome.log}",
     ]
-    if deployed:
+    if outcome.code == PROMOTED:
         url = f"http://localhost:8080/v1/models/{config.task.name}:predict"
         task = f" TASK={config.task.name}" if config.task.name != "emotion" else ""
         if config_file != f"configs/{config.task.name}.yaml":

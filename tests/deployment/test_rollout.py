@@ -1,12 +1,14 @@
-"""The rollout: what was accepted and answers as it was evaluated becomes champion; otherwise the old one stays."""
+"""Deploying with live model servers and MLflow: who holds at every step is champion; otherwise the old one stays."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kubevox.config import DeployConfig
+from kubevox.config import DeployConfig, RolloutConfig
+from kubevox.config.rollout import ErrorTest
 from kubevox.data.audio import decode
 from kubevox.data.dataset import read_utterances
-from kubevox.deployment.rollout import deploy
+from kubevox.deployment.backend import ServedVersion
+from kubevox.deployment.local import LocalBackend
+from kubevox.deployment.record import RolloutRecord
+from kubevox.deployment.rollout import Rollout, RolloutEvent, deploy
 from kubevox.errors import BundleError, DeploymentError, KubevoxError, RegistryError
 from kubevox.evaluation.run import Evaluation, evaluate
 from kubevox.models.bundle import load_bundle
@@ -28,7 +34,21 @@ from tests.tiny import EVALUATE, FEATURES, LENIENT, Tiny, untrained_bundle
 pytestmark = pytest.mark.e2e
 
 NAME = "kubevox-mood"
-CONFIG = DeployConfig(check_clips=3)
+# As little as a rollout can decide by, of models that know nothing, on six recordings of one validation speaker: how
+# it decides is tested against the stand-in platform.
+HASTY = RolloutConfig(
+    steps=[50],
+    dwell_s=0.0,
+    confidence=0.8,
+    share_margin=0.2,
+    errors=ErrorTest(acceptable=0.05, unacceptable=0.3, false_alarm=0.1, miss=0.1),
+    latency_answers=48,
+    max_latency_factor=1000.0,
+    max_mix_divergence=1.0,
+    min_agreement=0.0,
+    uar_margin=1.0,
+)
+CONFIG = DeployConfig(check_clips=3, rollout=HASTY)
 
 
 @dataclass(frozen=True)
@@ -41,10 +61,9 @@ class Challenger:
     store: str
     tracking: str
 
-    def deploy(self) -> str:
-        """Roll it out; returns the version that is champion."""
-        outcome = deploy(self.bundle, self.evaluation.uri, self.run_id, NAME, CONFIG, self.store, self.tracking)
-        return outcome.version
+    def deploy(self, **how: Any) -> Rollout:
+        """Roll it out."""
+        return deploy(self.bundle, self.evaluation.uri, self.run_id, NAME, CONFIG, self.store, self.tracking, **how)
 
     def champion(self) -> ModelVersion | None:
         return Registry(self.tracking).champion(NAME)
@@ -80,7 +99,8 @@ def deployed(
     """The trained bundle as champion, by a rollout."""
     challenger = in_a_registry_of_its_own(tiny, trained, accepted, tmp_path_factory.mktemp("deployed"))
     with warnings.catch_warnings(record=True) as shown:
-        assert challenger.deploy() == "1"
+        outcome = challenger.deploy()
+    assert (outcome.outcome, outcome.version, outcome.champion, outcome.previous) == ("promoted", "1", "1", None)
     assert [str(warning.message) for warning in shown if warning.category is UserWarning] == []
     return challenger
 
@@ -108,17 +128,15 @@ def changed(evaluation: Evaluation, folder: Path, **columns: list[object]) -> Ev
     return replace(evaluation, uri=str(uri))
 
 
-def failed(challenger: Challenger) -> ModelVersion:
-    """The version of a rollout that failed, after it was checked that the old champion stayed."""
+def not_champion(challenger: Challenger) -> ModelVersion:
+    """The version of a rollout that came to nothing, after it was checked that the old champion stayed."""
     champion = challenger.champion()
     assert champion is not None
     assert champion.version == "1"
     assert champion.bundle_uri != challenger.bundle
     assert challenger.versions() == ["1", "2"]
-    assert not list(Path(challenger.store).glob("rollouts/*"))
     version = Registry(challenger.tracking).find(NAME, challenger.bundle)
     assert version is not None
-    assert version.tags["rollout"] == "failed"
     return version
 
 
@@ -143,15 +161,21 @@ def test_an_accepted_bundle_becomes_champion_with_its_lineage(deployed: Challeng
 def test_the_record_holds_every_step(deployed: Challenger) -> None:
     champion = deployed.champion()
     assert champion is not None
-    record = json.loads(Path(champion.tags["rollout_record"]).read_text())
-    assert (record["model"], record["version"], record["previous"]) == (NAME, "1", None)
-    assert record["outcome"] == "promoted"
-    registered, served, promoted = record["steps"]
-    assert registered == {"step": "registered", "new": True}
-    assert promoted == {"step": "promoted", "alias": "champion"}
-    assert served["protocols"] == ["v1", "v2"]
-    assert served["recordings"] == 3
-    assert served["largest_difference"] <= served["tolerance"] == 1e-5
+    record = RolloutRecord.from_dict(json.loads(Path(champion.tags["rollout_record"]).read_text()))
+    assert (record.model, record.version, record.previous, record.new) == (NAME, "1", None, True)
+    assert (record.outcome, record.backend) == ("promoted", "local")
+    assert [transition.state for transition in record.transitions] == [
+        *("registered", "candidate", "ready", "conforming", "probing", "promoting", "promoted", "champion")
+    ]
+    assert record.conformity is not None
+    assert (record.conformity.protocols, record.conformity.recordings) == (("v1", "v2"), 3)
+    assert record.conformity.largest_difference <= record.conformity.tolerance == 1e-5
+    (probing,) = record.steps
+    assert (
+        champion.tags["rollout_0_error_rate"] == f"pass: 0 [0, {probing.checks[0].high:.4g}] of {probing.checks[0].n}"
+    )
+    page = Path(champion.tags["rollout_record"].replace(".json", ".html")).read_text()
+    assert f"Rollout of {NAME} version 1" in page
 
 
 def test_the_training_run_is_finished_still(deployed: Challenger) -> None:
@@ -161,13 +185,11 @@ def test_the_training_run_is_finished_still(deployed: Challenger) -> None:
 
 
 def test_the_same_bundle_is_no_new_version(deployed: Challenger) -> None:
-    assert deployed.deploy() == "1"
+    outcome = deployed.deploy()
+    assert (outcome.outcome, outcome.champion, outcome.previous) == ("promoted", "1", "1")
+    assert (outcome.registered, outcome.recordings) == (False, 3)
+    assert outcome.reason == "version 1 was in production already and answers as it was evaluated"
     assert deployed.versions() == ["1"]
-    champion = deployed.champion()
-    assert champion is not None
-    record = json.loads(Path(champion.tags["rollout_record"]).read_text())
-    assert record["steps"][0] == {"step": "registered", "new": False}
-    assert record["previous"] == "1"
 
 
 def test_mlflow_predicts_with_the_registered_version_as_the_bundle_does(
@@ -205,9 +227,11 @@ def test_answers_that_are_not_the_evaluators_leave_the_old_champion(with_champio
     probabilities = list(evaluation.probabilities().values())
     shifted = [[p + 0.001 if index == 0 else p for index, p in enumerate(row)] for row in probabilities]
     tampered = replace(with_champion, evaluation=changed(evaluation, tmp_path, probabilities=shifted))
-    with pytest.raises(DeploymentError, match=r"evaluated probabilities differ by 0\.001 over V1"):
-        tampered.deploy()
-    assert "differ by 0.001" in failed(tampered).tags["rollout_reason"]
+    outcome = tampered.deploy()
+    assert (outcome.outcome, outcome.criterion, outcome.champion) == ("rolled_back", "conformity", "1")
+    assert "served and evaluated probabilities differ by 0.001 over V1" in outcome.reason
+    tags = not_champion(tampered).tags
+    assert (tags["rollout"], tags["rollout_reason"]) == ("rolled_back", outcome.reason)
 
 
 def test_a_failed_version_is_tried_again_and_forgiven(
@@ -216,14 +240,21 @@ def test_a_failed_version_is_tried_again_and_forgiven(
     missing = replace(with_champion, evaluation=changed(accepted, tmp_path, utterance=["0" * 64] * 6))
     with pytest.raises(DeploymentError, match="000000"):
         missing.deploy()
-    failed(missing)
-    assert with_champion.deploy() == "2"
+    assert not_champion(missing).tags["rollout"] == "failed"
+    events: list[RolloutEvent] = []
+    outcome = with_champion.deploy(on_event=events.append)
+    assert (outcome.outcome, outcome.champion, outcome.previous) == ("promoted", "2", "1")
     champion = with_champion.champion()
     assert champion is not None
     assert (champion.version, champion.tags["rollout"], champion.tags["rollout_reason"]) == ("2", "promoted", "")
+    assert champion.tags["rollout_50_share"].startswith("pass: 0.5 [0.")
+    record = events[-1].record
+    assert record is not None
+    assert [(report.percent, report.outcome) for report in record.steps] == [(50, "pass"), (100, "pass")]
+    assert {event.percent for event in events if event.kind == "look"} == {50, 100}
 
 
-def test_a_server_that_cannot_start_leaves_the_old_champion(with_champion: Challenger, tmp_path: Path) -> None:
+def test_a_bundle_that_cannot_be_read_leaves_the_old_champion(with_champion: Challenger, tmp_path: Path) -> None:
     """Its weights are lost between the registration and the start."""
     bundle = Path(shutil.copytree(with_champion.bundle, tmp_path / "bundles" / Path(with_champion.bundle).name))
     evaluation = replace(changed(with_champion.evaluation, tmp_path), bundle_uri=str(bundle))
@@ -236,7 +267,22 @@ def test_a_server_that_cannot_start_leaves_the_old_champion(with_champion: Chall
     with pytest.raises(BundleError, match=r"cannot be read .*model\.safetensors") as caught:
         broken.deploy()
     assert len(str(caught.value).splitlines()) == 1
-    assert "model.safetensors" in failed(broken).tags["rollout_reason"]
+    tags = not_champion(broken).tags
+    assert tags["rollout"] == "failed"
+    assert "model.safetensors" in tags["rollout_reason"]
+
+
+def test_a_challenger_whose_server_ends_at_start_leaves_the_old_champion(with_champion: Challenger) -> None:
+    ends = [sys.executable, "-c", "raise SystemExit('error: no such layer')"]
+    champion = with_champion.champion()
+    assert champion is not None
+    work_dir = Path(with_champion.store).parent
+    stable = ServedVersion(champion.version, champion.bundle_uri)
+    backend = LocalBackend("mood", work_dir, 60.0, 30.0, canary_command=ends, stable=stable)
+    outcome = with_champion.deploy(backend=backend)
+    assert (outcome.outcome, outcome.criterion, outcome.champion) == ("rolled_back", "start", "1")
+    assert "no such layer" in outcome.reason
+    assert not_champion(with_champion).tags["rollout"] == "rolled_back"
 
 
 @pytest.mark.parametrize("damage", ["no parquet", "missing", "empty", "another column", "too few probabilities"])
@@ -260,7 +306,7 @@ def test_predictions_that_cannot_be_used_leave_the_old_champion(
     with pytest.raises(KubevoxError, match=r"predictions\.parquet") as caught:
         damaged.deploy()
     assert len(str(caught.value).splitlines()) == 1
-    failed(damaged)
+    assert not_champion(damaged).tags["rollout"] == "failed"
 
 
 def test_a_rejected_bundle_is_not_even_registered(with_champion: Challenger, tiny: Tiny, tmp_path: Path) -> None:
