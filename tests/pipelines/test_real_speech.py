@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kubevox.data.splits import load_split
+from tests.serving.parity import largest_difference
 
 pytestmark = pytest.mark.acceptance
 
@@ -32,3 +33,6 @@ def test_default_model_beats_the_baseline_on_real_speech(repository: Path, speec
     assert not heard[1] & heard[2]
     page = Path(stages["evaluate"]["report"]).read_text()
     assert "synthetic" not in page[page.index("<body") :][:600].lower()
+    count, differences = largest_difference(str(Path(stages["evaluate"]["report"]).parent))
+    assert count == len(split.of("test"))
+    assert max(differences.values()) <= 1e-5, differences
