@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,10 +17,8 @@ from kubevox.cli.cascade import app as cascade_app
 from kubevox.cli.data import app as data_app
 from kubevox.cli.features import app as features_app
 from kubevox.cli.options import DEFAULT_CONFIG, SetOption, fail, load, read_recording
-from kubevox.errors import AudioError, ConfigError, KubevoxError, RegistryError
-
-if TYPE_CHECKING:
-    from kubevox.registry import ModelVersion
+from kubevox.cli.serve import BundleOption, ConfigOption, champion_of, serve
+from kubevox.errors import AudioError, ConfigError, KubevoxError
 
 __all__ = ["main"]
 
@@ -35,10 +33,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(cascade_app, name="cascade")
 app.add_typer(features_app, name="features")
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration of the run that trained the champion.")]
-BundleOption = Annotated[
-    str | None, typer.Option("--bundle", help="A bundle's URI to use in place of the registry's champion.")
-]
+app.command()(serve)
 
 
 @app.command()
@@ -56,7 +51,7 @@ def predict(
 
     Exits with 1 where a recording could not be used; the others are answered all the same.
     """
-    uri, _ = _resolve(config, set_, bundle)
+    uri = bundle if bundle is not None else champion_of(load(config, set_)).bundle_uri
     from kubevox.data.audio import decode
     from kubevox.models.bundle import load_bundle
 
@@ -80,26 +75,6 @@ def predict(
             print(f"{file}  {ranked[0][0]} {ranked[0][1]:.2f}  ({others})")
     if failures:
         sys.exit(1)
-
-
-@app.command()
-def serve(
-    config: ConfigOption = DEFAULT_CONFIG,
-    set_: SetOption = None,
-    bundle: BundleOption = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The HTTP port.")] = 8080,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
-) -> None:
-    """Serve the champion with KServe's model server: V1 :predict and V2 infer, until Ctrl-C."""
-    uri, version = _resolve(config, set_, bundle)
-    from kubevox.models.bundle import load_bundle
-    from kubevox.serving.server import serve as serve_bundle
-
-    name = load_bundle(uri).spec.task
-    number = version.version if version else "unregistered"
-    print(f"serving {name} version {number} at http://{host}:{port}/v1/models/{name}:predict", file=sys.stderr)
-    serve_bundle(uri, name, number, host, port, device)
 
 
 @app.command("config")
@@ -130,25 +105,6 @@ def _root(
     if version:
         print(f"kubevox {kubevox.__version__}")
         sys.exit(0)
-
-
-def _resolve(config: Path, overrides: list[str] | None, bundle: str | None) -> tuple[str, ModelVersion | None]:
-    """The bundle to use, and its registered version where the registry was asked."""
-    if bundle is not None:
-        return bundle, None
-    settings = load(config, overrides)
-    tracking = settings.tracking.uri
-    champion = None
-    # MLflow would make the database where there is none, and take its time over it.
-    if not tracking.startswith("sqlite:///") or Path(tracking.removeprefix("sqlite:///")).exists():
-        from kubevox.registry import Registry
-
-        champion = Registry(tracking).champion(settings.registered_model)
-    if champion is None:
-        raise RegistryError(
-            f"no champion of {settings.registered_model} in {tracking}; train one: make run TASK={settings.task.name}"
-        )
-    return champion.bundle_uri, champion
 
 
 def main() -> None:

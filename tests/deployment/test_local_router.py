@@ -16,14 +16,13 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubevox.deployment.local import supervisor
+from kubevox.deployment.local import listening
+from kubevox.deployment.local.listening import RouteServer, listen
 from kubevox.deployment.local.router import Router, Share, Upstream
 from kubevox.deployment.local.servers import free_port
-from kubevox.deployment.local.supervisor import listen
 from tests.deployment.standin import StandIn
 
 PREDICT = "/v1/models/mood:predict"
@@ -57,8 +56,7 @@ class Route:
 async def standin(version: str, **behaviour: Any) -> AsyncIterator[int]:
     flags = {"name": "mood", "version": version, "delay_s": 0.0, "crash_after": 0, "never_ready": False} | behaviour
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(StandIn(argparse.Namespace(**flags)), lifespan="off", log_config=None, log_level="critical")
-    server = supervisor._Server(config)
+    server = RouteServer(StandIn(argparse.Namespace(**flags)), 1.0)
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
     try:
         yield listener.getsockname()[1]
@@ -81,7 +79,7 @@ async def routed(timeout_s: float = 5.0, most: int = 1024, **behaviour: Any) -> 
         router.direct(*upstreams, 0)
         listener = listen("127.0.0.1", 0)
         port = listener.getsockname()[1]
-        server = supervisor._server(router, 5.0)
+        server = RouteServer(router, 5.0)
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10)
         await stack.enter_async_context(client)
@@ -350,7 +348,7 @@ def test_a_client_that_sends_no_more_is_408(sent: int) -> None:
 
 
 def test_a_head_that_never_ends_is_cut_off_by_size_and_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_HEAD_S", 0.3)
+    monkeypatch.setattr(listening, "_HEAD_S", 0.3)
 
     async def test(route: Route) -> None:
         assert await route.raw(b"GET / HTTP/1.1\r\nX: ") == b""
