@@ -58,6 +58,15 @@ def test_an_object_is_read_as_it_was_written_and_the_last_writer_wins(store):
     assert everything_in(store) == ["a/b.bin"]
 
 
+def test_the_start_of_an_object_is_read(store):
+    uri = storage.join(store, "a.bin")
+    storage.write_bytes(uri, b"0123456789")
+    assert storage.read_start(uri, 4) == b"0123"
+    assert storage.read_start(uri, 100) == b"0123456789"
+    storage.write_bytes(uri, b"")
+    assert storage.read_start(uri, 4) == b""
+
+
 def test_only_the_first_writer_creates_an_object(store):
     uri = storage.join(store, "entry.json")
     assert storage.create(uri, b"first")
@@ -305,6 +314,7 @@ def test_errors_are_one_line_and_name_the_object(store):
     storage.write_bytes(storage.join(store, "file"), b"\xff{")
     broken = {
         "missing: No such file": lambda: storage.read_bytes(storage.join(store, "missing")),
+        "missing.wav: No such file": lambda: storage.read_start(storage.join(store, "missing.wav"), 9),
         "missing.json: No such file": lambda: storage.read_json(storage.join(store, "missing.json")),
         "file: not valid JSON": lambda: storage.read_json(storage.join(store, "file")),
         "store: Is a directory": lambda: storage.read_bytes(store),

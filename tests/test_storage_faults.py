@@ -228,6 +228,22 @@ def test_whatever_happens_what_is_read_is_what_was_written(server, content, faul
     server.faults.clear()
 
 
+def test_the_start_of_an_object_is_read_and_no_more_of_it(server):
+    large = CONTENT * 500
+    storage.write_bytes(URI, large)
+    server.requests.clear()
+    assert storage.read_start(URI, 1000) == large[:1000]
+    assert [request[3] for request in server.requests] == ["bytes=0-999"]
+    assert storage.read_start(URI, len(large) + 5) == large
+    server.faults[:] = ["reset", "slow down", "cut", "html"]
+    assert storage.read_start(URI, len(large)) == large
+    server.faults[:] = ["slow down"] * 100_000
+    begun = time.monotonic()
+    with pytest.raises(StorageError, match="SlowDown"):
+        storage.read_start(URI, 10, patience_s=0.2)
+    assert time.monotonic() - begun < 2
+
+
 def test_one_request_fetches_an_object(server):
     storage.write_bytes(URI, CONTENT)
     server.requests.clear()

@@ -35,6 +35,7 @@ __all__ = [
     "publish",
     "read_bytes",
     "read_json",
+    "read_start",
     "recall",
     "remember",
     "staging",
@@ -70,6 +71,20 @@ def read_bytes(uri: str) -> bytes:
         StorageError: it is not there or the store does not answer.
     """
     return _place(uri).read_bytes(uri)
+
+
+def read_start(uri: str, size: int, patience_s: float | None = None) -> bytes:
+    """The object's first bytes, and no more of it, however large it is.
+
+    Args:
+        uri: the object.
+        size: how many bytes at the most; fewer come only where the object ends.
+        patience_s: how long a bucket that stumbles is asked again, in seconds; None: as long as for everything else.
+
+    Raises:
+        StorageError: it is not there or the store does not answer.
+    """
+    return _place(uri).read_start(uri, size, patience_s)
 
 
 def read_json(uri: str) -> Any:

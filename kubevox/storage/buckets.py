@@ -84,6 +84,12 @@ def read_bytes(uri: str) -> bytes:
     return buffer.getvalue()
 
 
+def read_start(uri: str, size: int, patience_s: float | None) -> bytes:
+    bucket, key = _split(uri)
+    with _errors(uri):
+        return _patiently(lambda: _start(bucket, key, size), patience_s)
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     bucket, key = _split(uri)
     with _errors(uri):
@@ -445,6 +451,27 @@ def _take(bucket: str, key: str, file: BinaryIO, sha256: str | None) -> bool:
     return expected is None or digest.hexdigest() == expected
 
 
+def _start(bucket: str, key: str, size: int) -> bytes:
+    """An object's first bytes."""
+    from minio.error import S3Error
+
+    try:
+        response = _client().get_object(bucket, key, length=size)
+    except S3Error as error:
+        if error.code != "InvalidRange":
+            raise
+        return b""  # an object without bytes has no first one
+    try:
+        # As they are stored: an object may say that it is compressed, and what it unfolds to has no bound.
+        content = bytearray()
+        while len(content) < size and (part := response.read(size - len(content), decode_content=False)):
+            content += part
+        return bytes(content)
+    finally:
+        response.close()
+        response.release_conn()
+
+
 def _is_md5(tag: str, headers: Any) -> bool:
     """Whether an ETag is the MD5 of the bytes: not where they came in parts, or lie encrypted under one's own key."""
     encrypted = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
@@ -510,8 +537,8 @@ def _connect(endpoint: str, region: str | None, keys: tuple[str | None, ...], pr
 _reached: set[str] = set()
 
 
-def _patiently(call: Callable[[], _T]) -> _T:
-    """``call()``, and again while the store stumbles, for so long as patience lasts."""
+def _patiently(call: Callable[[], _T], patience_s: float | None = None) -> _T:
+    """``call()``, and again while the store stumbles, for so long as patience lasts: the caller's, where it is less."""
     endpoint, started, pause = _endpoint(), time.monotonic(), PAUSE_S
     while True:
         try:
@@ -521,6 +548,8 @@ def _patiently(call: Callable[[], _T]) -> _T:
                 _reached.add(endpoint)
                 raise
             patience = PATIENCE_S if endpoint in _reached else min(FIRST_PATIENCE_S, PATIENCE_S)
+            if patience_s is not None:
+                patience = min(patience, patience_s)
             left = patience - (time.monotonic() - started)
             if left <= 0:
                 raise

@@ -39,6 +39,11 @@ def read_bytes(uri: str) -> bytes:
         return Path(uri).read_bytes()
 
 
+def read_start(uri: str, size: int, patience_s: float | None) -> bytes:
+    with errors(uri), Path(uri).open("rb") as file:
+        return file.read(size)
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     with errors(uri):
         os.replace(_write_beside(Path(uri), data), uri)
