@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
+
 from pydantic import Field, model_validator
 
-from kubevox.config.base import Positive, PositiveInt, Section, Share, refuse_empty_range
+from kubevox.config.base import Positive, PositiveInt, Section, Share, refusal, refuse_empty_range
 
 __all__ = ["InferenceLogConfig", "RemoteAudioConfig", "ServingConfig"]
+
+# A name, one that begins with a dot, or an address in brackets; then perhaps a port.
+_HOST = re.compile(r"(\.?[\w-]+(\.[\w-]+)*|\[(?P<address>[0-9A-Fa-f:.]+)\])(:(?P<port>[1-9][0-9]{0,4}))?")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/\s]+)*/?")
+
+
+def _is_host(entry: str) -> bool:
+    found = _HOST.fullmatch(entry)
+    if not found or int(found["port"] or 1) > 65_535:
+        return False
+    try:
+        return found["address"] is None or bool(ipaddress.IPv6Address(found["address"]))
+    except ValueError:
+        return False
 
 
 class RemoteAudioConfig(Section):
     """Recordings that a request names by URI; nothing is fetched unless a bucket or host is listed here.
 
     Attributes:
-        buckets: S3 buckets, or ``bucket/prefix``, that ``s3://`` URIs may name.
-        hosts: hosts that ``https://`` URIs may name; ``.example.org`` stands for every host below it.
-        timeout_s: for one recording, connecting included.
+        buckets: S3 buckets, or ``bucket/prefix``, that ``s3://`` URIs may name. They are read with the server's
+            credentials.
+        hosts: hosts that ``https://`` URIs may name; ``.example.org`` stands for every host below it, and
+            ``example.org:8443`` for a host on another port than 443. Only addresses of the public internet are
+            connected to.
+        timeout_s: for one recording, waiting and connecting included.
         max_redirects: each is checked as the first URI was.
     """
 
@@ -23,6 +43,16 @@ class RemoteAudioConfig(Section):
     hosts: list[str] = []
     timeout_s: Positive = 5.0
     max_redirects: int = Field(default=3, ge=0)
+
+    @model_validator(mode="after")
+    def _entries_can_be_read(self) -> RemoteAudioConfig:
+        for host in self.hosts:
+            if not _is_host(host):
+                raise refusal("hosts", host, f"{host!r}: expected example.org, .example.org or example.org:8443")
+        for bucket in self.buckets:
+            if not _BUCKET.fullmatch(bucket) or not {".", ".."}.isdisjoint(bucket.split("/")):
+                raise refusal("buckets", bucket, f"{bucket!r}: expected bucket or bucket/prefix, without s3://")
+        return self
 
 
 class InferenceLogConfig(Section):
@@ -35,6 +65,7 @@ class InferenceLogConfig(Section):
         rows_per_file: a file is written when so many rows are there,
         seconds_per_file: or when the first of them is so old.
         max_rows: held in memory at the most; more are counted and left out.
+        max_audio_bytes: of recordings, with `audio`, held in memory at the most; the rows beyond go without.
     """
 
     enabled: bool = True
@@ -43,6 +74,7 @@ class InferenceLogConfig(Section):
     rows_per_file: PositiveInt = 5_000
     seconds_per_file: Positive = 60.0
     max_rows: PositiveInt = 20_000
+    max_audio_bytes: PositiveInt = 256_000_000
 
 
 class ServingConfig(Section):
