@@ -16,7 +16,9 @@ import kubevox
 from kubevox.cli.cascade import app as cascade_app
 from kubevox.cli.data import app as data_app
 from kubevox.cli.features import app as features_app
+from kubevox.cli.manifests import app as manifests_app
 from kubevox.cli.options import DEFAULT_CONFIG, SetOption, fail, load, read_recording
+from kubevox.cli.rollout import rollout
 from kubevox.cli.serve import BundleOption, ConfigOption, champion_of, serve
 from kubevox.errors import AudioError, ConfigError, KubevoxError
 
@@ -32,8 +34,10 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(cascade_app, name="cascade")
 app.add_typer(features_app, name="features")
+app.add_typer(manifests_app, name="manifests")
 
 app.command()(serve)
+app.command()(rollout)
 
 
 @app.command()

@@ -30,6 +30,7 @@ Kind = Literal["errors", "slow", "crash"]
 
 _SERVER_PORT = "{server_port}"
 _ASK_EVERY_S = 0.05
+_SOUND_AT_FIRST = 10
 _GRACE_S = 10.0
 _TIMEOUT_S = 60.0
 
@@ -56,7 +57,8 @@ class Sabotage:
         app: answers as it should.
         kind: ``errors`` or ``slow``.
         version: which a spoilt answer names, so that it can be counted.
-        share: of the POST requests that are answered 500; spread evenly, at random places.
+        share: of the POST requests that are answered 500; spread evenly, at random places, but for the first few: they
+            are answered well, as by a server that shows what is wrong with it only under traffic.
         factor: how many times as long an answer takes.
     """
 
@@ -64,13 +66,13 @@ class Sabotage:
         from kubevox.deployment.local.router import Share
 
         self._app, self._kind, self._version, self._factor = app, kind, version, factor
-        self._spoilt = Share(round(100 * share))
+        self._spoilt, self._sound = Share(round(100 * share)), _SOUND_AT_FIRST
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """One request."""
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
-        elif self._kind == "errors" and self._spoilt.is_canarys():
+        elif self._kind == "errors" and self._is_spoilt():
             await _answer_500(receive, send, self._version)
         else:
             began = time.perf_counter()
@@ -81,6 +83,12 @@ class Sabotage:
                 await send(message)
 
             await self._app(scope, receive, later)
+
+    def _is_spoilt(self) -> bool:
+        if self._sound:
+            self._sound -= 1
+            return False
+        return self._spoilt.is_canarys()
 
 
 async def _answer_500(receive: Any, send: Any, version: str) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -509,6 +510,20 @@ def test_a_spec_that_is_damaged_later_changes_nothing(platform: LocalBackend) ->
     assert version(url) == "1"
     file.write_text(before)
     assert platform.observe() == Deployed(ONE, None, 0)
+
+
+def test_a_folder_that_is_deleted_under_a_platform_costs_nobody_an_answer(tmp_path: Path) -> None:
+    serving = supervised(tmp_path)
+    folder = PlatformFolder(tmp_path / "serving" / "mood")
+    url = until(lambda: (status := folder.status()) and status.stable and status.url, "it")
+    shutil.rmtree(tmp_path / "serving")
+    for _ in range(20):
+        assert version(url) == "1"
+        time.sleep(0.01)
+    serving.terminate()
+    _, said = serving.communicate(timeout=10)
+    assert serving.returncode == 0
+    assert "the spec is gone; going on with what was wanted before" in said
 
 
 def test_what_the_registry_knows_is_taken_up_with_what_was_wanted(tmp_path: Path) -> None:

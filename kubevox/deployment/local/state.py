@@ -172,12 +172,12 @@ class PlatformFolder:
         return self._read("spec.json", PlatformSpec) or PlatformSpec()
 
     def spec_changed(self) -> int:
-        """Another number after each change of the spec."""
+        """Another number after each change of the spec; 0 where there is none."""
         try:
             found = os.stat(self.path / "spec.json")
         except FileNotFoundError:
             return 0
-        return hash((found.st_ino, found.st_mtime_ns, found.st_size))
+        return 1 + abs(hash((found.st_ino, found.st_mtime_ns, found.st_size)))
 
     def status(self) -> PlatformStatus | None:
         """What the last supervisor said is in force; None before there was one.

@@ -92,7 +92,7 @@ class _Supervisor:
         self._ending = False
         self._told: PlatformStatus | None = None
         self._failures: dict[str, int] = {}
-        self._wanted, self._spec_read = PlatformSpec(), -1
+        self._wanted, self._spec_read, self._silenced = PlatformSpec(), -1, False
 
     async def run(self, leash: int | None) -> None:
         self._changed, self._stop = asyncio.Event(), asyncio.Event()
@@ -121,8 +121,10 @@ class _Supervisor:
         """What is wanted; what was, for as long as the file cannot be read."""
         changed = self._folder.spec_changed()
         if changed != self._spec_read:
-            self._spec_read = changed
+            was_there, self._spec_read = self._spec_read > 0, changed
             try:
+                if not changed and was_there:
+                    raise DeploymentError(f"{self._folder.path}: the spec is gone")
                 self._wanted = self._folder.spec()
             except DeploymentError as error:
                 self._say(f"{error}; going on with what was wanted before")
@@ -185,8 +187,14 @@ class _Supervisor:
         status = self._status()
         if status == self._told:
             return
-        before, self._told = self._told, status
-        self._folder.publish(status)
+        try:
+            self._folder.publish(status)
+        except OSError as error:  # tried again at the next look; what is served is served meanwhile
+            if not self._silenced:
+                self._say(f"{self._folder.path}: the status cannot be written ({error.strerror})")
+            self._silenced = True
+            return
+        before, self._told, self._silenced = self._told, status, False
         for line in self._news(before, status):
             self._say(line)
 
