@@ -49,7 +49,7 @@ __all__ = [
     "trained_on",
 ]
 
-_FOLDERS = ("datasets", "validations", "splits", "evaluations", "checkpoints", "bundles", "encoders")
+_FOLDERS = ("datasets", "validations", "splits", "evaluations", "checkpoints", "bundles", "cascades", "encoders")
 _KEPT = ("bundles", "encoders", "forgotten", "erasures", "pseudonym-key.json")
 _REWRITTEN = ("assignments", "history")
 _NOT_BY_HASH = (*_KEPT, *_REWRITTEN, "datasets", "shards", "tmp")

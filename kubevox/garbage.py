@@ -37,6 +37,7 @@ _HEADS = {
     "splits": "certificate.json",
     "validations": "validation.json",
     "bundles": "bundle.json",
+    "cascades": "cascade.json",
 }
 _ORDER = ("datasets", "memo", "splits", "validations", "features", "shards", "unfinished")
 
@@ -264,6 +265,8 @@ def _is_stale(store: str, path: str, units: Mapping[str, _Unit], gone: set[str])
         named = f"shards/{answer.get('shard', {}).get('sha256')}.parquet"
     elif stage == "train":
         named = f"bundles/{_last(answer.get('bundle_uri', ''))}"
+    elif stage == "cascade":
+        named = f"cascades/{_last(answer.get('uri', ''))}"
     else:
         return False
     return named not in units or named in gone
