@@ -341,6 +341,13 @@ def test_what_the_store_refuses_is_not_asked_again(server):
     assert len(server.requests) == 1
 
 
+def test_a_folder_is_fetched_also_where_nothing_says_that_it_is_one(server):
+    storage.write_bytes("s3://bucket/bundles/abc/bundle.json", b"{}")
+    storage.write_bytes("s3://bucket/bundles/abc/model.safetensors", b"1")
+    fetched = storage.fetch("s3://bucket/bundles/abc")
+    assert sorted(path.name for path in fetched.iterdir()) == ["bundle.json", "model.safetensors"]
+
+
 def test_a_folders_head_goes_first(server):
     for name in ("part-0", "sub/x.json", "head.json", "more"):
         storage.write_bytes(f"s3://bucket/store/version/{name}", b"1")

@@ -141,6 +141,7 @@ def fetch(uri: str, sha256: str | None) -> Path:
                 except Exception as error:
                     if sha256 or getattr(error, "code", None) not in _ABSENT:
                         raise
+                    (temporary / "it").unlink(missing_ok=True)
                     _download_folder(uri, bucket, key, temporary / "it")
             try:
                 os.replace(temporary / "it", target)
