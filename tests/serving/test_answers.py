@@ -195,6 +195,7 @@ def test_prometheus_is_told_of_requests_stages_labels_and_errors(http: httpx.Cli
 def test_the_log_of_requests_holds_ids_and_nothing_of_the_clients(live: Live) -> None:
     raw(live.http, WAV)
     live.http.post(PREDICT, json={"instances": [{"audio": "somebody's secret"}]}, headers={"x-request-id": "seen"})
+    live.until(lambda: '"request":"seen"' in live.log())
     lines = [json.loads(line[line.index("{") :]) for line in live.log().splitlines() if '"request":"seen"' in line]
     assert [(line["route"], line["status"]) for line in lines] == [("predict", 400)]
     assert "secret" not in live.log()
