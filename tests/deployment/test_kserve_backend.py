@@ -384,9 +384,9 @@ def test_a_challenger_that_never_becomes_ready_is_taken_back_and_what_is_stuck_i
     served.controller.script.broken = {"2"}
     served.controller.script.why = ("RevisionFailed", "Container failed with: bundle.json is missing")
     with pytest.raises(DeploymentError) as caught:
-        served.backend(timeout_s=0.5).start_canary(TWO)
+        served.backend(timeout_s=0.8).start_canary(TWO)
     said = str(caught.value)
-    assert f"InferenceService {served.namespace}/emotion: version 2 was not ready within 0.5 s" in said
+    assert f"InferenceService {served.namespace}/emotion: version 2 was not ready within 0.8 s" in said
     assert "; it was taken back" in said
     if served.mode == "standard":
         assert "condition CanaryPredictorReady is False (CanariesNotReady)" in said
@@ -401,14 +401,14 @@ def test_a_challenger_that_never_becomes_ready_is_taken_back_and_what_is_stuck_i
 def test_a_first_challenger_that_never_becomes_ready_leaves_nothing(cluster: Cluster) -> None:
     cluster.controller.script.broken = {"1"}
     with pytest.raises(DeploymentError, match=r"condition PredictorReady is False \(MinimumReplicasUnavailable: Depl"):
-        cluster.backend(timeout_s=0.4).start_canary(ONE)
+        cluster.backend(timeout_s=0.8).start_canary(ONE)
     assert cluster.gone()
 
 
 def test_a_stuck_route_is_named(cluster: Cluster) -> None:
     cluster.controller.script.ingress = ("NotAllowedByListeners", "Predictor hostnames matched no listener")
     with pytest.raises(DeploymentError, match=r"IngressReady is False \(NotAllowedByListeners: Predictor hostnames ma"):
-        cluster.backend(timeout_s=0.4).start_canary(ONE)
+        cluster.backend(timeout_s=0.8).start_canary(ONE)
     assert cluster.gone()
 
 
@@ -447,7 +447,7 @@ def test_a_promotion_that_has_begun_stands(served: Cluster) -> None:
     backend.set_canary_percent(50)
     served.controller.script.ingress = ("HttpRouteNotReady", "")
     with pytest.raises(DeploymentError, match=r"IngressReady is False .*; it stands all the same"):
-        served.backend(timeout_s=0.4).promote()
+        served.backend(timeout_s=0.8).promote()
     assert backend.observe() == Deployed(TWO, None, 0), "the former version's pods may be gone already"
     served.controller.script.ingress = None
     backend.promote()
