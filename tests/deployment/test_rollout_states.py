@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from kubevox.deployment.record import RolloutRecord
 from kubevox.deployment.rollout import Challenger, RolloutEvent, roll_out
 from kubevox.deployment.traffic import Clients, counts
 from kubevox.errors import DeploymentError, RegistryError
+from tests.deployment.deadly_journal import Deadly
 from tests.deployment.stand_in_platform import LABELS, PlatformBackend, recordings, running_platform
 
 CHAMPION = ServedVersion("1", "bundles/good")
@@ -399,23 +399,6 @@ def test_ctrl_c_takes_the_challenger_back(stage: Stage) -> None:
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------
-
-
-class Deadly(Journal):
-    """A journal at one of whose entries the process is killed: before it is written, or after."""
-
-    def __init__(self, *args: Any, number: int, when: str) -> None:
-        super().__init__(*args)
-        self.left, self.when = number, when
-
-    def append(self, event: Any, **what: Any) -> Any:
-        self.left -= 1
-        if self.left == 0 and self.when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        entry = super().append(event, **what)
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return entry
 
 
 def killed(stage: Stage, bundle: str, number: int, when: str = "before") -> None:

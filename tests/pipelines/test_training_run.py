@@ -44,6 +44,10 @@ TINY = [
     "gate={min_uar: 0.0, min_worst_recall: 0.0, max_calibration_error: 1.0, max_latency_p95_ms: 60000.0, "
     "max_parameters: 5000000, champion_margin: 0.9}",
     "deploy.check_clips=3",
+    # Models that know nothing, on six recordings of one validation speaker: as little as a rollout can decide by.
+    "deploy.rollout={steps: [50], dwell_s: 0, confidence: 0.8, share_margin: 0.2, latency_answers: 48, "
+    "max_latency_factor: 1000, max_mix_divergence: 1, min_agreement: 0, uar_margin: 1, "
+    "errors: {acceptable: 0.05, unacceptable: 0.3, false_alarm: 0.1, miss: 0.1}}",
 ]
 
 
@@ -124,7 +128,9 @@ def test_run_promotes_and_deploy_really_ran(promoted: dict[str, Any], work: Path
     assert champion.tags["dataset_hash"] in stage(promoted, "ingest")["dataset"]
     record = json.loads(Path(champion.tags["rollout_record"]).read_text())
     assert record["outcome"] == "promoted"
-    assert [step["step"] for step in record["steps"]] == ["registered", "served", "promoted"]
+    states = [transition["state"] for transition in record["transitions"]]
+    assert (states[0], states[-2:]) == ("registered", ["promoted", "champion"])
+    assert Path(deployed["timeline"]).read_text().startswith("<!doctype html>")
 
 
 def test_run_trains_on_several_shards(promoted: dict[str, Any]) -> None:
@@ -213,6 +219,23 @@ def test_rejected_run_ends_with_3_and_names_every_failed_criterion(promoted: dic
     assert "parameters" in failed
     assert "REJECTED" in err
     assert not any(result["stage"] == "deploy" for result in outcome["stages"])
+    champion = Registry(f"sqlite:///{work / 'mlflow.db'}").champion("kubevox-emotion")
+    assert champion is not None
+    assert champion.version == "1"
+
+
+def test_a_challenger_that_is_taken_back_ends_the_run_with_3_and_names_the_criterion(
+    promoted: dict[str, Any], work: Path
+) -> None:
+    nobody = TINY[-1].replace("min_agreement: 0", "min_agreement: 1")
+    code, outcome, err = Run(work, "train.epochs=1", "train.seed=11", "baseline=null", nobody).finish()
+    assert code == 3, err
+    deployed = stage(outcome, "deploy")
+    assert (deployed["outcome"], deployed["champion"]) == ("rolled_back", "1")
+    assert "agreement" in deployed["criterion"].split(", ")
+    assert f"Rollout    version {deployed['version']} TAKEN BACK; version 1 stays champion" in err
+    assert "100% are the least (deploy.rollout.min_agreement)" in err
+    assert "Try it" not in err
     champion = Registry(f"sqlite:///{work / 'mlflow.db'}").champion("kubevox-emotion")
     assert champion is not None
     assert champion.version == "1"

@@ -15,12 +15,12 @@ import pytest
 from jsonschema import Draft202012Validator
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from kubevox.serving.inference_log import read_inference_log
 
 from kubevox.config import ServingConfig
 from kubevox.data.audio import decode
 from kubevox.deployment.local import free_port
 from kubevox.models.bundle import Bundle, load_bundle
+from kubevox.serving.inference_log import read_inference_log
 from tests.serving.live import Live, live_server
 from tests.serving.recordings import LIMITS, recording, text
 from tests.tiny import Tiny, untrained_bundle
