@@ -10,13 +10,15 @@ CONFIG ?= configs/$(TASK).yaml
 CORPORA ?=
 SET ?=
 PORT ?= 8080
+BUNDLE ?=
+REHEARSE ?= all
 # PyTorch's own index, where PyPI's default build is not wanted: for example its CPU or a CUDA one.
 TORCH_INDEX ?=
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OVERRIDES = $(foreach item,$(SET),--set '$(item)')
 
-.PHONY: help setup run serve mlflow test acceptance lint format compile clean
+.PHONY: help setup run serve rollout mlflow test acceptance lint format compile clean
 
 help:  ## show this help
 	@echo "Kubevox: speech classification on Kubeflow"; echo
@@ -39,8 +41,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 run: setup  ## run the pipeline: recordings to a gated, served model (exit 0 promoted, 3 rejected, 1 failed)
 	@$(BIN)/python -m pipelines run --config $(CONFIG) $(if $(CORPORA),--corpora "$(CORPORA)") $(OVERRIDES)
 
-serve: setup  ## serve the champion with KServe's model server
+serve: setup  ## serve the champion behind one port; rollouts take place in there
 	@$(BIN)/kubevox serve --config $(CONFIG) --port $(PORT) $(OVERRIDES)
+
+rollout: setup  ## watch rollouts: REHEARSE=all (default), good, crash, errors, slow, worse; or BUNDLE=URI in earnest
+	@$(BIN)/kubevox rollout --config $(CONFIG) $(if $(BUNDLE),--bundle '$(BUNDLE)',--rehearse '$(REHEARSE)') $(OVERRIDES)
 
 mlflow: setup  ## open MLflow's UI on the local experiments and registry
 	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///.kubevox/mlflow.db --port 5000

@@ -137,13 +137,13 @@ def _run_of(settings: Config, bundle: str) -> tuple[str, str | None]:
     Raises:
         RegistryError: there is no such run, or MLflow does not answer.
     """
+    tracking = settings.tracking.uri
+    if tracking.startswith("sqlite:///") and not Path(tracking.removeprefix("sqlite:///")).exists():
+        raise RegistryError(f"tracking.uri {tracking}: there is nothing; train first: make run")
     from mlflow.exceptions import MlflowException
 
     from kubevox.training.tracking import mlflow_client
 
-    tracking = settings.tracking.uri
-    if tracking.startswith("sqlite:///") and not Path(tracking.removeprefix("sqlite:///")).exists():
-        raise RegistryError(f"tracking.uri {tracking}: there is nothing; train first: make run")
     client = mlflow_client(tracking)
     try:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
