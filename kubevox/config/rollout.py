@@ -64,7 +64,7 @@ class RolloutConfig(Section):
         resume_s: a rollout that was interrupted longer ago is begun anew.
     """
 
-    steps: list[_Percent] = [10, 50]
+    steps: list[_Percent] = Field(default=[10, 50], min_length=1)
     dwell_s: float = Field(default=3.0, ge=0.0)
     max_s: Positive = 120.0
     max_requests: PositiveInt = 6_000

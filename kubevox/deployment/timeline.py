@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kubevox.deployment.checks import FAIL, PASS, Check
-from kubevox.deployment.record import RolloutRecord, StepReport, Transition
+from kubevox.deployment.record import RolloutRecord, StepReport
 from kubevox.page import (
     INK,
     PALETTE,
@@ -36,7 +36,7 @@ __all__ = ["render_timeline"]
 
 _STABLE, _CANARY, _ROUTE = PALETTE[0], PALETTE[3], PALETTE[7]
 _COLOURS = {"stable": _STABLE, "canary": _CANARY, "route": _ROUTE}
-_WIDTHS = {"stable": 3.6, "canary": 2.2, "route": 0.9}
+_WIDTHS = {"stable": 2.8, "canary": 1.7, "route": 0.9}
 _NAMES = {"stable": "in production", "canary": "challenger", "route": "route"}
 _ASKED = {
     "error_rate": "The challenger's errors",
@@ -109,8 +109,7 @@ def _cards(record: RolloutRecord) -> Markup:
     held = sum(check.outcome == PASS for check in checks)
     items = [
         Card("Outcome", record.outcome.replace("_", " "), record.criterion, "pass" if promoted else "fail"),
-        Card("Challenger", f"version {record.version}", "new" if record.new else "known before"),
-        Card("In production before", f"version {record.previous}" if record.previous else "nothing"),
+        Card("Challenger", f"version {record.version}", f"beside version {record.previous}" if record.previous else ""),
         Card("Checks that held", f"{held} of {len(checks)}", "", "pass" if held == len(checks) else "fail"),
         Card("Requests", f"{sum(side.requests for side in sides):,}", f"{sum(side.failed for side in sides)} failed"),
     ]
@@ -271,18 +270,15 @@ def _mark(axes: Axes, record: RolloutRecord) -> None:
 
 def _transitions(record: RolloutRecord) -> Markup:
     rows = [
-        (f"{transition.at - record.started:.2f}", _state(transition), _percent(transition), transition.note)
+        (
+            f"{transition.at - record.started:.2f}",
+            _WORDS.get(transition.state, transition.state),
+            transition.percent if transition.state in ("shifting", "watching", "passed") else None,
+            record.criterion if transition.state == "taking_back" else transition.note,
+        )
         for transition in record.transitions
     ]
     return table(["Second", "State", "Asked, %", "Note"], rows, numeric=(0, 2), caption="Every state it was in")
-
-
-def _state(transition: Transition) -> str:
-    return _WORDS.get(transition.state, transition.state)
-
-
-def _percent(transition: Transition) -> int | None:
-    return transition.percent if transition.state in ("shifting", "watching", "passed") else None
 
 
 def _step(record: RolloutRecord, report: StepReport) -> Section:

@@ -149,7 +149,7 @@ class Traffic:
             return ended("failed", 0, problem=f"{type(error).__name__}: {error}"[:_SHOWN])
         status = response.status
         if status in (429, 503) and "Retry-After" in response.headers:
-            return ended("busy", status)
+            return ended("busy", status, version=_version(content))
         if status != 200:
             return ended("failed", status, version=_version(content), problem=f"{status}: {_text(content)}")
         prediction = _prediction(content)

@@ -308,7 +308,9 @@ def _waiting(name: str, asked: int, probe: int) -> Check:
 
 
 def _versions(answers: Sequence[Answer]) -> Counter[str]:
-    return Counter(answer.version or "none" for answer in answers if answer.kind == "answered")
+    """Answers by the version that they name; a prediction must name one, an error may."""
+    named = (answer for answer in answers if answer.kind == "answered" or answer.version is not None)
+    return Counter(answer.version or "none" for answer in named)
 
 
 def _quantile(answers: Sequence[Answer], q: float) -> float | None:

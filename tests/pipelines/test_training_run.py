@@ -224,6 +224,7 @@ def test_rejected_run_ends_with_3_and_names_every_failed_criterion(promoted: dic
     assert champion.version == "1"
 
 
+@pytest.mark.acceptance
 def test_a_challenger_that_is_taken_back_ends_the_run_with_3_and_names_the_criterion(
     promoted: dict[str, Any], work: Path
 ) -> None:
