@@ -11,7 +11,7 @@ import asyncio
 import datetime
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,7 @@ class SpeechModel(Model):
             self._log = InferenceLog(logged, self._log_store, self.name, self.greeting.labels, drift)
             self._log.start()
             rows = {"model": self.name, "version": self.version}
-            for fate in ("written", "dropped", "failed"):
+            for fate in ("written", "dropped", "failed", "audio_left_out"):
                 metrics.LOG_ROWS.labels(**rows, fate=fate).set_function(
                     lambda fate=fate: getattr(self._log, fate)  # type: ignore[misc]
                 )
@@ -201,9 +201,15 @@ class SpeechModel(Model):
         ]
 
     async def _answered(self, request: _Request, tasks: Sequence[Task], explained: bool) -> _Result:
-        items = await self._items(request, tasks)
-        left = self.options.request_timeout_s - (time.monotonic() - request.since)
-        outcomes = await self._engine.submit(items, max(0.001, left))
+        assert self._remote is not None  # noqa: S101 - it has begun
+        uris = [recording.uri for recording in request.recordings if recording.uri is not None]
+        try:
+            async with self._remote.fetched(uris) as contents:
+                items = self._items(request, tasks, iter(contents))
+                left = self.options.request_timeout_s - (time.monotonic() - request.since)
+                outcomes = await self._engine.submit(items, max(0.001, left))
+        except AudioError as error:
+            raise InvalidInput(str(error)) from None
         for outcome in outcomes:
             if isinstance(outcome.answer, Refusal):
                 raise InvalidInput(outcome.answer.message)
@@ -211,46 +217,33 @@ class SpeechModel(Model):
         answered = Answered(request.id, self.greeting, self.version, self.options.min_confidence, outcomes, total_ms)
         self._count(answered)
         if self._log is not None:
-            self._write(request, items, answered)
+            self._write(request, answered)
         return _Result(request, answered, explained)
 
-    async def _items(self, request: _Request, tasks: Sequence[Task]) -> list[Item]:
-        fetched = await asyncio.gather(
-            *(self._fetch(recording, index) for index, recording in enumerate(request.recordings))
-        )
-        logged = self._log is not None
+    def _items(self, request: _Request, tasks: Sequence[Task], contents: Iterator[bytes]) -> list[Item]:
+        """The work that a request is; ``contents`` are of its recordings named by URI, in their order."""
+        logged = self.options.log if self._log is not None else None
         items = []
-        for index, (recording, remote, task) in enumerate(zip(request.recordings, fetched, tasks, strict=True)):
+        for index, (recording, task) in enumerate(zip(request.recordings, tasks, strict=True)):
             key = 0
-            if logged and self.options.log.drift:
+            if logged and logged.drift:
                 key = self._engine.key()
                 self._drift_wanted[key] = (request.id, index)
                 # A worker that had no time for some never tells; the oldest go.
-                while len(self._drift_wanted) > self.options.log.max_rows:
+                while len(self._drift_wanted) > logged.max_rows:
                     self._drift_wanted.pop(next(iter(self._drift_wanted)))
-            audio = remote if remote is not None else recording.audio
-            assert audio is not None  # noqa: S101 - one of the two was checked to be there
             items.append(
                 Item(
                     key,
                     f"recording {index}",
-                    audio,
-                    "raw" if remote is not None else recording.encoding,
+                    next(contents) if recording.audio is None else recording.audio,
+                    "raw" if recording.audio is None else recording.encoding,
                     task,
                     recording.label,
-                    logged and self.options.log.audio,
+                    logged is not None and logged.audio,
                 )
             )
         return items
-
-    async def _fetch(self, recording: Recording, index: int) -> bytes | None:
-        if recording.uri is None:
-            return None
-        assert self._remote is not None  # noqa: S101 - it has begun
-        try:
-            return await self._remote.fetch(recording.uri)
-        except AudioError as error:
-            raise InvalidInput(f"recording {index}: {error}") from None
 
     def _count(self, answered: Answered) -> None:
         for outcome, answer in zip(answered.outcomes, answered.answers, strict=True):
@@ -274,7 +267,7 @@ class SpeechModel(Model):
                 if milliseconds is not None:
                     self._stages[stage].observe(milliseconds / 1000)
 
-    def _write(self, request: _Request, items: Sequence[Item], answered: Answered) -> None:
+    def _write(self, request: _Request, answered: Answered) -> None:
         assert self._log is not None  # noqa: S101 - asked before
         now = datetime.datetime.now(datetime.UTC)
         for index, (outcome, answer) in enumerate(zip(answered.outcomes, answered.answers, strict=True)):
