@@ -145,7 +145,7 @@ def test_an_explanation_says_what_spoke_for_the_label(http: httpx.Client, api: d
         ({"uri": 5}, "instances[0].uri: expected text, got int"),
         ({"uri": "https://example.org/a.wav"}, "serving.remote.hosts"),
         ({"uri": "s3://bucket/a.wav"}, "serving.remote.buckets"),
-        ({"uri": "file:///etc/passwd"}, "recording 0"),
+        ({"uri": "file:///etc/passwd"}, "file:///etc/passwd"),
         ({"audio": text(WAV), "timeline": "yes"}, "instances[0].timeline"),
         ({"audio": text(WAV), "label": 3}, "instances[0].label"),
     ],
