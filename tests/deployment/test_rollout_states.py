@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -401,6 +402,25 @@ def test_ctrl_c_takes_the_challenger_back(stage: Stage) -> None:
     deploy = DeployConfig(rollout=HASTY)
     with pytest.raises(KeyboardInterrupt), Journal(stage.store, "kubevox-mood", 60.0) as journal:
         roll_out(stage.challenger("good"), None, stage.platform, journal, deploy, stage.store, stage.books, interrupt)
+    assert stage.platform.observe() == AS_BEFORE
+    assert [line[:3] for line in stage.books.concluded] == [["2", "failed", "watching"]]
+
+
+def test_a_polite_signal_takes_the_challenger_back_too(stage: Stage) -> None:
+    def work() -> None:
+        def terminate(event: RolloutEvent) -> None:
+            if event.kind == "look":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        deploy = DeployConfig(rollout=HASTY)
+        with rollout._ended_as_by_ctrl_c(), Journal(stage.store, "kubevox-mood", 60.0) as journal:
+            challenger = stage.challenger("good")
+            roll_out(challenger, None, stage.platform, journal, deploy, stage.store, stage.books, terminate)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 1
     assert stage.platform.observe() == AS_BEFORE
     assert [line[:3] for line in stage.books.concluded] == [["2", "failed", "watching"]]
 
