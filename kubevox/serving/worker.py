@@ -52,6 +52,7 @@ from kubevox.serving.work import (
 __all__ = ["Computer", "run"]
 
 _MOST_PENDING_DRIFT = 32
+_DRIFT_SHARE = 0.2  # of a worker's time that drift features may take
 _MOST_PENDING_BYTES = 16 << 20
 _WINDOWS_AT_ONCE = 64
 
@@ -266,8 +267,9 @@ def run(told: Worker, channel: socket.socket, parent: int) -> None:
     gc.collect()
     gc.freeze()  # what is there now stays: nothing of it need be looked through again
     later: collections.deque[Item] = collections.deque()
+    pace = _Pace(_DRIFT_SHARE)
     with contextlib.suppress(ConnectionError):
-        while (items := _next(channel, computer, later)) is not None:
+        while (items := _next(channel, computer, later, pace)) is not None:
             answers = computer.work(items)
             channel.sendall(pack_answers(answers))
             for item, answer in zip(items, answers, strict=True):
@@ -279,13 +281,31 @@ def run(told: Worker, channel: socket.socket, parent: int) -> None:
                         later.popleft()
 
 
-def _next(channel: socket.socket, computer: Computer, later: collections.deque[Item]) -> list[Item] | None:
+class _Pace:
+    """Keeps what is done in idle moments to a share of the time: a core that is idle here is wanted elsewhere."""
+
+    def __init__(self, share: float) -> None:
+        self._rest = 1.0 / share - 1.0
+        self._next = 0.0
+
+    @property
+    def wait_s(self) -> float:
+        """How long to wait before more is done."""
+        return max(0.0, self._next - time.monotonic())
+
+    def did(self, seconds: float) -> None:
+        """Something was done that took so long."""
+        self._next = time.monotonic() + self._rest * seconds
+
+
+def _next(channel: socket.socket, computer: Computer, later: collections.deque[Item], pace: _Pace) -> list[Item] | None:
     """The next batch; while there is none, the drift features of recordings that were answered."""
-    while later and not select.select([channel], [], [], 0)[0]:
-        item = later.popleft()
+    while later and not select.select([channel], [], [], pace.wait_s)[0]:
+        item, began = later.popleft(), time.monotonic()
         values = computer.drift(item)
         if values is not None:
             channel.sendall(pack_drift(LateDrift(item.key, values.tolist())))
+        pace.did(time.monotonic() - began)
     content = _receive(channel)
     return None if content is None else items_from(content)
 
