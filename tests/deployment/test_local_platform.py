@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import random
@@ -25,10 +26,12 @@ import pytest
 
 from kubevox.deployment.backend import Deployed, ServedVersion
 from kubevox.deployment.local import LocalBackend, PlatformFolder, PlatformSpec, WantedServer, platform_folder
+from kubevox.deployment.local.servers import last_words
 from kubevox.deployment.local.state import ServerStatus
 from kubevox.errors import DeploymentError
 
 PREDICT = "/v1/models/mood:predict"
+HTTP = httpx.Client(trust_env=False, timeout=20)
 STANDIN = [
     sys.executable,
     "-P",
@@ -80,7 +83,7 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> A
 
 def version(url: str) -> str:
     """The version that answers one request; whatever is no answer fails the test."""
-    answer = httpx.post(url + PREDICT, json={}, trust_env=False)
+    answer = HTTP.post(url + PREDICT, json={})
     assert answer.status_code == 200, answer.text
     return answer.json()["predictions"][0]["model_version"]
 
@@ -138,13 +141,15 @@ class Clients:
 def test_a_rollout_from_nothing_to_a_second_version(tmp_path: Path) -> None:
     with contextlib.closing(backend(tmp_path, stable=None)) as one:
         assert one.observe() == Deployed(None, None, 0)
+        with pytest.raises(DeploymentError, match="mood has no canary to promote"):
+            one.promote()
         one.start_canary(ONE)
         assert one.observe() == Deployed(None, ONE, 0)
         ways = one.endpoints()
         assert ways.stable is None
         assert ways.canary is not None
         assert version(ways.canary.url) == "1"
-        assert httpx.post(ways.route.url + PREDICT, json={}).status_code == 503
+        assert HTTP.post(ways.route.url + PREDICT, json={}).status_code == 503
         one.set_canary_percent(100)
         assert version(ways.route.url) == "1"
         one.promote()
@@ -201,17 +206,12 @@ def test_another_canary_takes_the_place_of_the_first(platform: LocalBackend) -> 
 def test_what_cannot_be_is_refused(platform: LocalBackend) -> None:
     with pytest.raises(DeploymentError, match="mood has no canary that could get 10 %"):
         platform.set_canary_percent(10)
+    for percent in (-1, 101):
+        with pytest.raises(DeploymentError, match=f"{percent} % of the requests cannot be had"):
+            platform.set_canary_percent(percent)
     with pytest.raises(DeploymentError, match="version 1 of mood is in production already"):
         platform.start_canary(ONE)
     assert platform.observe() == Deployed(ONE, None, 0)
-
-
-def test_promoting_nothing_is_refused_where_nothing_is_in_production(tmp_path: Path) -> None:
-    with (
-        contextlib.closing(backend(tmp_path, stable=None)) as one,
-        pytest.raises(DeploymentError, match="mood has no canary to promote"),
-    ):
-        one.promote()
 
 
 @pytest.mark.slow
@@ -350,7 +350,7 @@ def test_what_a_canary_was_answering_is_answered_when_it_is_taken_back(platform:
     answered: list[str] = []
     client = threading.Thread(target=lambda: answered.append(version(url)))
     client.start()
-    until(lambda: httpx.get(f"{url}/-/status").json()["in_flight"]["2"] == 1, "the request to be on its way")
+    until(lambda: HTTP.get(f"{url}/-/status").json()["in_flight"]["2"] == 1, "the request to be on its way")
     platform.take_back()
     assert version(url) == "1"
     client.join()
@@ -512,6 +512,7 @@ def test_a_spec_that_is_damaged_later_changes_nothing(platform: LocalBackend) ->
     assert platform.observe() == Deployed(ONE, None, 0)
 
 
+@pytest.mark.acceptance
 def test_a_folder_that_is_deleted_under_a_platform_costs_nobody_an_answer(tmp_path: Path) -> None:
     serving = supervised(tmp_path)
     folder = PlatformFolder(tmp_path / "serving" / "mood")
@@ -554,6 +555,22 @@ def test_changes_of_the_spec_by_many_at_once_are_all_kept(tmp_path: Path) -> Non
         thread.join()
     assert folder.spec() == PlatformSpec(generation=100, canary_percent=100)
     assert json.loads((folder.path / "spec.json").read_text())["generation"] == 100
+
+
+@pytest.mark.parametrize(
+    ("said", "since", "words"),
+    [
+        (b"", 0, "it said nothing"),
+        (b"one\n\ntwo  \n\n", 0, "two"),
+        (b"error: no such bundle\nshutting down\n", 0, "error: no such bundle"),
+        (b"error: of the last start\nhello\n", 25, "hello"),
+        (b"after it was cut short", 10_000, "after it was cut short"),
+        (b"x" * 200_000 + b"\n" + b"y" * 400, 0, "y" * 300),
+        (b"caf\xe9", 0, "caf\ufffd"),
+    ],
+)
+def test_last_words_are_an_error_or_else_the_last_line(said: bytes, since: int, words: str) -> None:
+    assert last_words(io.BytesIO(said), since) == words
 
 
 def test_a_long_log_begins_anew_and_keeps_what_was_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ async def routed(timeout_s: float = 5.0, most: int = 1024, **behaviour: Any) -> 
         await stack.enter_async_context(client)
         yield Route(router, *upstreams, port, client)
         await client.aclose()
-        server.should_exit = True
+        server.should_exit = server.force_exit = True
         await asyncio.wait_for(serving, 10)
 
 
@@ -98,7 +98,9 @@ class Shared:
 
 @pytest.fixture(autouse=True, scope="module")
 def shared_route() -> Iterator[None]:
-    with asyncio.Runner() as runner:
+    """No test of this file looks at how a server ends."""
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
+        patch.setattr(listening, "_LAST_READ_S", 0.0)
         context = routed()
         Shared.loop, Shared.route = runner.get_loop(), runner.run(context.__aenter__())
         yield
@@ -194,7 +196,7 @@ def test_more_requests_than_it_takes_at_once_are_refused_and_not_queued() -> Non
         assert refused.headers["retry-after"] == "1"
         assert (await route.client.post(PREDICT, json={})).status_code == 200
 
-    with_route(test, most=2, delay_s=0.3)
+    with_route(test, most=2, delay_s=0.1)
 
 
 def test_a_request_arrives_as_it_was_sent() -> None:
@@ -289,9 +291,9 @@ def test_a_server_that_is_silent_is_504_and_names_the_version() -> None:
     async def test(route: Route) -> None:
         answer = await route.client.post(PREDICT, json={})
         assert answer.status_code == 504
-        assert answer.json() == {"error": "version 1 did not answer within 0.3 s", "model_version": "1"}
+        assert answer.json() == {"error": "version 1 did not answer within 0.15 s", "model_version": "1"}
 
-    with_route(test, timeout_s=0.3, delay_s=30.0)
+    with_route(test, timeout_s=0.15, delay_s=30.0)
 
 
 def test_a_server_that_is_not_there_is_502_and_names_the_version() -> None:
@@ -344,7 +346,7 @@ def test_a_client_that_sends_no_more_is_408(sent: int) -> None:
         assert answer.startswith(b"HTTP/1.1 408")
         assert await route.stable.drained(5)
 
-    with_route(test, timeout_s=0.3)
+    with_route(test, timeout_s=0.15)
 
 
 def test_a_head_that_never_ends_is_cut_off_by_size_and_by_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -13,12 +15,9 @@ from typing import Any
 
 import httpx
 import psutil
-import pytest
 
-from kubevox.deployment.backend import ServedVersion
 from kubevox.deployment.local import LocalBackend
-from kubevox.deployment.sabotage import Kind, Sabotage, sabotaged
-from kubevox.errors import DeploymentError
+from kubevox.deployment.sabotage import Sabotage, sabotaged
 from tests.deployment.test_local_platform import ONE, PREDICT, STANDIN, TWO
 
 
@@ -39,8 +38,8 @@ async def answered(app: Any, method: str = "POST") -> tuple[int, dict[str, Any],
     return sent[0]["status"], json.loads(sent[1]["body"]), took
 
 
-async def sound(scope: Any, receive: Any, send: Any) -> None:
-    await asyncio.sleep(0.05)
+async def sound(scope: Any, receive: Any, send: Any, seconds: float = 0.0) -> None:
+    await asyncio.sleep(seconds)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b'{"predictions": []}'})
 
@@ -59,7 +58,7 @@ def test_a_share_of_the_requests_is_answered_500_and_names_the_version() -> None
 
 
 def test_an_answer_takes_as_many_times_as_long() -> None:
-    slow, get = asyncio.run(_both(Sabotage(sound, "slow", "2", share=0.5, factor=3.0)))
+    slow, get = asyncio.run(_both(Sabotage(functools.partial(sound, seconds=0.05), "slow", "2", share=0.5, factor=3.0)))
     assert slow[0] == get[0] == 200
     assert 0.14 < slow[2] < 0.3
     assert get[2] < 0.1, "only predictions are slowed down, or it would never be ready"
@@ -76,14 +75,16 @@ def test_a_command_is_wrapped_and_keeps_what_is_open_in_it() -> None:
     assert command[command.index("--") + 1 :] == ["server", "--name", "{model}", "--port", "{server_port}"]
 
 
-@pytest.mark.parametrize("kind", ["errors", "crash"])
-def test_a_sabotaged_server_is_a_canary_like_any_other(kind: Kind, tmp_path: Path) -> None:
-    one = LocalBackend("mood", tmp_path, 10.0, 5.0, STANDIN, sabotaged(STANDIN, kind, 0.1), stable=ONE, grace_s=3.0)
+def test_a_server_that_crashes_ends_at_once_and_says_why() -> None:
+    places = {"{model}": "mood", "{version}": "2", "{port}": "1"}
+    command = [places.get(argument, argument) for argument in sabotaged(STANDIN, "crash")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "error: sabotaged: this server crashes on start\n")
+
+
+def test_a_sabotaged_server_is_a_canary_like_any_other(tmp_path: Path) -> None:
+    one = LocalBackend("mood", tmp_path, 10.0, 5.0, STANDIN, sabotaged(STANDIN, "errors", 0.1), stable=ONE, grace_s=3.0)
     with contextlib.closing(one):
-        if kind == "crash":
-            with pytest.raises(DeploymentError, match=r"ended at start .* sabotaged: this server crashes on start"):
-                one.start_canary(ServedVersion("2", "/bundles/2"))
-            return
         one.start_canary(TWO)
         canary = one.endpoints().canary
         assert canary is not None

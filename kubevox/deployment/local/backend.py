@@ -95,6 +95,7 @@ class LocalBackend:
         spec = self.folder.change(start)
 
         def ready(status: PlatformStatus) -> bool:
+            self._refuse_failing(status)
             for server in status.coming:
                 if server.served == canary and server.state == "failed":
                     raise DeploymentError(f"version {canary.version} of {self.model} {server.last_words}")
@@ -111,8 +112,10 @@ class LocalBackend:
         """Give the canary a share of the route, 0 to 100; return when that is in force.
 
         Raises:
-            DeploymentError: there is no canary.
+            DeploymentError: there is no canary, or there is no such share.
         """
+        if not 0 <= percent <= 100:
+            raise DeploymentError(f"{percent} % of the requests cannot be had; a share is 0 to 100")
         self._running()
 
         def set_(spec: PlatformSpec) -> PlatformSpec:
@@ -188,13 +191,17 @@ class LocalBackend:
         """What is in force, once nothing that is wanted is still starting for the first time."""
 
         def settled(status: PlatformStatus) -> bool:
-            if status.stable is None:
-                for server in status.coming:
-                    if server.failures and server.state != "failed":
-                        raise DeploymentError(f"version {server.version} of {self.model} {server.last_words}")
+            self._refuse_failing(status)
             return status.generation >= 0 or all(server.state == "failed" for server in status.coming)
 
         return self._until(settled, 2 * self._start_timeout_s, "what is wanted to be in force")
+
+    def _refuse_failing(self, status: PlatformStatus) -> None:
+        """Do not wait for a version in production that ends whenever it is started."""
+        if status.stable is None:
+            for server in status.coming:
+                if server.failures and server.state != "failed":
+                    raise DeploymentError(f"version {server.version} of {self.model} {server.last_words}")
 
     def _until(self, condition: Callable[[PlatformStatus], bool], timeout_s: float, what: str) -> PlatformStatus:
         """The platform's status as soon as it fulfils the condition; one that ends meanwhile is started again."""

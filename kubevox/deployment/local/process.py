@@ -94,7 +94,10 @@ class ServerProcess:
         pause = _FIRST_PAUSE_S
         while True:
             began = time.monotonic()
-            reason = await self._run_once()
+            try:
+                reason = await self._run_once()
+            except OSError as error:  # no room for its log, or no more descriptors
+                reason = f"cannot be started ({error})"
             self._tell(failures=self.status.failures + 1, last_words=reason, pid=None)
             if not (self.was_ready or self.persistent):
                 self._tell(state="failed")

@@ -127,7 +127,7 @@ def environment() -> dict[str, str]:
 def last_words(log: IO[bytes], since: int = 0) -> str:
     """What a process that ended said last: its error where it named one, else its last line."""
     size = log.seek(0, os.SEEK_END)
-    log.seek(max(since, size - _SAID))
+    log.seek(max(since if since <= size else 0, size - _SAID))  # it may have been cut short meanwhile
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it said nothing"])[-1][:300]

@@ -97,8 +97,9 @@ class _Supervisor:
     async def run(self, leash: int | None) -> None:
         self._changed, self._stop = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end_soon, number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
+                loop.add_signal_handler(number, self._end_soon, number)
         if leash is not None:
             loop.add_reader(leash, self._watch_leash, leash)
         server = RouteServer(self._router, self._platform.grace_s)
