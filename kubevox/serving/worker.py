@@ -6,7 +6,6 @@ Workers are forked from a process that has imported this module and has run noth
 
 from __future__ import annotations
 
-import base64
 import binascii
 import collections
 import contextlib
@@ -21,6 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import pybase64
 import torch
 
 from kubevox.config import DriftConfig
@@ -52,7 +52,7 @@ from kubevox.serving.work import (
 __all__ = ["Computer", "run"]
 
 _MOST_PENDING_DRIFT = 32
-_DRIFT_SHARE = 0.2  # of a worker's time that drift features may take
+_DRIFT_SHARE = 0.05  # of a worker's time that drift features may take
 _MOST_PENDING_BYTES = 16 << 20
 _WINDOWS_AT_ONCE = 64
 
@@ -349,7 +349,7 @@ def _bytes_of(item: Item, most: int) -> bytes:
     if len(audio) * 3 // 4 > most + 3:
         raise AudioError("too_large", f"{item.name}: more than the limit of {most} bytes")
     try:
-        return base64.b64decode(audio, validate=True)
+        return pybase64.b64decode(audio, validate=True)
     except (binascii.Error, ValueError):
         raise AudioError("not_base64", f"{item.name}: not valid base64") from None
 
