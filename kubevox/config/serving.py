@@ -100,7 +100,7 @@ class ServingConfig(Section):
 
     workers: PositiveInt | None = None
     threads: PositiveInt = 1
-    max_batch: PositiveInt = 8
+    max_batch: PositiveInt = 4
     max_queue: PositiveInt = 64
     max_instances: PositiveInt = 64
     max_connections: PositiveInt = 256
