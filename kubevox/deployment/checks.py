@@ -133,9 +133,12 @@ class ErrorRate:
 def requests_for_share(asked: float, margin: float, confidence: float) -> int:
     """Requests after which a share as asked for is seen within the margin, with that confidence.
 
-    About 1,100 for 3 points at one half and 95 %: n = p (1 - p) (z / margin)^2 (Cochran 1977, section 4.4).
+    About 1,100 for 3 points at one half and 95 %: n = p (1 - p) (z / margin)^2 (Cochran 1977, section 4.4). Of a small
+    share more, so that none at all is no accident: (1 - p)^n.
     """
-    return max(_FEWEST_FOR_SHARE, math.ceil(asked * (1 - asked) * (_z(confidence) / margin) ** 2))
+    planned = asked * (1 - asked) * (_z(confidence) / margin) ** 2
+    seen = math.log(1 - _EARLY_CONFIDENCE) / math.log1p(-asked) if 0 < asked < 1 else 0.0
+    return max(_FEWEST_FOR_SHARE, math.ceil(planned), math.ceil(seen))
 
 
 def observed_share(asked: float, canary: int, total: int, margin: float, confidence: float, nameless: int = 0) -> Check:

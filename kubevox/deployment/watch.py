@@ -139,6 +139,12 @@ class _Step:
         return sum(map(len, self.answers.values()))
 
     @property
+    def over(self) -> bool:
+        """Whether no more is asked, even in the middle of a round: a server that hangs makes a round very long."""
+        failed = any(errors.outcome == FAIL for errors in self.errors.values())
+        return failed or time.monotonic() - self.clock >= self.config.max_s
+
+    @property
     def passes(self) -> int:
         """How often the whole probe was sent to each version."""
         return len(self.answers[CANARY]) // len(self.watched.probe)
@@ -147,7 +153,8 @@ class _Step:
         if not self.watched.percent or not _wanted(checks, _BY_ROUTE):
             return
         count = min(self.a_round, self.config.max_requests - self.sent)
-        answers = await traffic.send(self.watched.endpoints.route, itertools.islice(self.to_route, count))
+        recordings = itertools.takewhile(lambda _: not self.over, itertools.islice(self.to_route, count))
+        answers = await traffic.send(self.watched.endpoints.route, recordings)
         for answer in answers:
             self._count(ROUTE, answer)
 
@@ -158,7 +165,7 @@ class _Step:
         stable, canary = self.watched.endpoints.stable, self.watched.endpoints.canary
         assert canary is not None  # noqa: S101 - seen to by watch
         for recording in itertools.islice(self.to_pairs, _PAIRS):
-            if self.sent >= self.config.max_requests:
+            if self.sent >= self.config.max_requests or self.over:
                 return
             if self.watched.stable is None or stable is None:
                 (answer,) = await traffic.send(canary, [recording])

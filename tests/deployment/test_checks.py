@@ -95,6 +95,8 @@ def test_about_1100_requests_tell_one_half_within_three_points() -> None:
     assert requests_for_share(0.5, 0.03, 0.95) == 1068
     assert requests_for_share(0.1, 0.03, 0.95) == 385
     assert requests_for_share(1.0, 0.03, 0.95) == 100
+    # So many that a route which does send 1 % sends nothing once in a thousand times at most.
+    assert 0.99 ** requests_for_share(0.01, 0.03, 0.95) <= 0.001
 
 
 @given(st.integers(1, 99), st.floats(0.005, 0.2), st.integers(0, 5000))
