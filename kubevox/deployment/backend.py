@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["Backend", "Deployed", "Endpoint", "Endpoints", "ServedVersion"]
+from kubevox.errors import DeploymentError
+
+__all__ = ["Backend", "ChallengerError", "Deployed", "Endpoint", "Endpoints", "ServedVersion"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ class Deployed:
     canary_percent: int
 
 
+class ChallengerError(DeploymentError):
+    """A challenger that did not come up; not a place that cannot be reached, or will not have it written there."""
+
+
 class Backend(Protocol):
     """Where servers run. Every call may be repeated: asked for what is so already, it does nothing.
 
@@ -80,6 +86,7 @@ class Backend(Protocol):
         """Bring a challenger up beside the version in production, with no share of the route; return when it is ready.
 
         Where another canary is there, it is replaced. Where nothing is in production, the challenger comes up alone.
+        What costs the challenger its place is a :class:`ChallengerError`.
         """
 
     def set_canary_percent(self, percent: int) -> None:

@@ -80,11 +80,10 @@ def compare(endpoint: Endpoint, name: str, version: str, expected: Reference, ti
         DeploymentError: it did not answer.
     """
     client = ModelClient(endpoint.url, name, timeout_s, endpoint.headers)
-    with contextlib.closing(client):
-        v1 = client.predict_v1(expected.recordings)
-        v2 = client.predict_v2(expected.recordings)
     labels, count = expected.labels, len(expected.recordings)
     try:
+        with contextlib.closing(client):
+            v1, v2 = client.predict_v1(expected.recordings), client.predict_v2(expected.recordings)
         answers = {
             "V1": np.array([[float(row["probabilities"][label]) for label in labels] for row in v1]),
             "V2": np.array(v2["probabilities"], dtype=np.float64).reshape(count, len(labels)),

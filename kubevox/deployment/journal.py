@@ -153,6 +153,9 @@ class Journal:
         model: the registered model's name.
         lease_s: after so long without a sign of life another machine's process may take over.
 
+    Attributes:
+        last_sign: of life, of the process that had the log before, in seconds since 1970.
+
     Raises:
         DeploymentError: (on entering) another process is rolling the model out.
     """
@@ -163,13 +166,16 @@ class Journal:
         self._lease_s = lease_s
         self._last = 0
         self._entries: list[Entry] = []
+        self.last_sign = 0.0
         self._resting = threading.Event()
         self._heart: threading.Thread | None = None
 
     def __enter__(self) -> Journal:
         claim = self._read()
-        if claim is not None and claim.event == "claimed" and claim.owner is not None:
-            self._refuse_living(claim, claim.owner)
+        if claim is not None and claim.owner is not None:
+            self.last_sign = max(claim.at, self._last_sign(claim.owner))
+            if claim.event == "claimed":
+                self._refuse_living(claim.owner)
         self.append("claimed", owner=Owner.this())
         self._beat()
         self._heart = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
@@ -249,10 +255,8 @@ class Journal:
             why = " ".join(str(error).split())[:200]
             raise DeploymentError(f"{uri}: damaged ({why}); delete the folder and run again") from None
 
-    def _refuse_living(self, claim: Entry, owner: Owner) -> None:
-        gone = owner.gone
-        seen = max(claim.at, self._last_sign(owner))
-        silent = time.time() - seen
+    def _refuse_living(self, owner: Owner) -> None:
+        gone, silent = owner.gone, time.time() - self.last_sign
         if gone or (gone is None and silent > self._lease_s):
             return
         who = f"{self.model} is being rolled out by process {owner.pid} on {owner.host}"

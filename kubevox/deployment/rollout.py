@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 
 from kubevox import storage
 from kubevox.config import DeployConfig
-from kubevox.deployment.backend import Backend, Deployed, ServedVersion
+from kubevox.deployment.backend import Backend, ChallengerError, Deployed, ServedVersion
 from kubevox.deployment.checks import PASS, UNDECIDED, requests_for_share
 from kubevox.deployment.conformity import Reference, compare
 from kubevox.deployment.journal import Ending, Entry, Journal, OvertakenError, Start
@@ -342,7 +342,7 @@ class _Machine:
             note(f"finishing the rollout of version {theirs.version}, which was interrupted")
         elif theirs != ours:
             self._end("failed", "superseded", f"it was interrupted, and version {ours.version} is rolled out now")
-        elif time.time() - last.at > self.config.resume_s:
+        elif time.time() - max(last.at, self.journal.last_sign) > self.config.resume_s:
             self._end("failed", "expired", f"it was interrupted more than {self.config.resume_s:g} s ago")
         elif (changed := self._production_changed(deployed)) is not None:
             self._end("failed", "production", changed)
@@ -434,12 +434,12 @@ class _Machine:
         if self.backend.observe().stable != champion:
             self.backend.start_canary(champion)
             self.backend.promote()
-        self._enter("candidate")
+        self._enter("candidate" if champion != self._start.challenger else "standing")
 
     def _candidate(self, last: Entry) -> None:
         try:
             self.backend.start_canary(self._start.challenger)
-        except DeploymentError as error:
+        except ChallengerError as error:
             self.backend.observe()  # raises where it is the place that does not answer, and not the challenger
             self._end("rolled_back", "start", f"the challenger did not start: {error}")
             return
@@ -530,8 +530,14 @@ class _Machine:
         self._enter("champion", 100, ending=Ending("promoted", "", self._why_promoted()))
 
     def _taking_back(self, last: Entry) -> None:
+        started, ending = self._start, last.ending
         self.backend.take_back()
-        self._enter("rolled_back", ending=last.ending)
+        # A promotion that was broken off may have come into force all the same: then there is nothing to take back to.
+        failed = ending is not None and ending.outcome == "failed"
+        if failed and started.challenger != started.stable and self.backend.observe().stable == started.challenger:
+            self._enter("promoted", 100, note="the back end has it in production")
+            return
+        self._enter("rolled_back", ending=ending)
 
     def _write_record(self, last: Entry) -> None:
         record = self._record()
@@ -585,6 +591,11 @@ class _Machine:
 
             report = watch(watched, self.config, look)
         if report.broken:
+            if self.backend.endpoints().route != endpoints.route:
+                raise DeploymentError(
+                    f"the route {endpoints.route.url} ended while it was watched, which tells nothing of version "
+                    f"{watched.canary}; run again"
+                )
             self._end_step(report)
         return report
 
@@ -706,7 +717,13 @@ class _Mlflow:
     def conclude(self, record: RolloutRecord, uri: str) -> None:
         from kubevox.deployment.registration import figures
 
-        self._registry.tag(self._version(record.version, record.bundle), figures(record, uri))
+        try:
+            self._registry.tag(self._version(record.version, record.bundle), figures(record, uri))
+        except RegistryError:
+            if (self._name, record.version) in {(one.name, one.version) for one in self._registry.versions()}:
+                raise
+            # Else no rollout of this model could ever begin again.
+            note(f"{self._name} version {record.version} was deleted from the registry meanwhile: it gets no tags")
 
     def _version(self, number: str, bundle_uri: str) -> Any:
         from kubevox.registry import ModelVersion

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from kubevox.deployment.backend import Deployed, Endpoint, Endpoints, ServedVersion
+from kubevox.deployment.backend import ChallengerError, Deployed, Endpoint, Endpoints, ServedVersion
 from kubevox.deployment.local import free_port
 from kubevox.deployment.traffic import Recording
 from kubevox.errors import DeploymentError
@@ -101,7 +101,7 @@ class PlatformBackend:
         except httpx.HTTPError as error:
             raise DeploymentError(f"platform {self.url}: did not answer ({type(error).__name__})") from None
         if response.status_code != 200:
-            raise DeploymentError(response.text)
+            raise (ChallengerError if order == "start_canary" else DeploymentError)(response.text)
         return response.json()
 
 

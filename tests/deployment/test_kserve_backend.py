@@ -17,7 +17,7 @@ from kubernetes.client import ApiClient, ApiException, Configuration, CoreV1Api,
 from kubernetes.watch import Watch
 
 from kubevox.config import KServeConfig
-from kubevox.deployment.backend import Deployed, Endpoint, ServedVersion
+from kubevox.deployment.backend import ChallengerError, Deployed, Endpoint, ServedVersion
 from kubevox.deployment.kserve import KServeBackend
 from kubevox.deployment.kserve.cluster import connect
 from kubevox.errors import DeploymentError
@@ -383,7 +383,7 @@ def test_a_challenger_that_never_becomes_ready_is_taken_back_and_what_is_stuck_i
     former = served.service()["spec"]
     served.controller.script.broken = {"2"}
     served.controller.script.why = ("RevisionFailed", "Container failed with: bundle.json is missing")
-    with pytest.raises(DeploymentError) as caught:
+    with pytest.raises(ChallengerError) as caught:
         served.backend(timeout_s=0.8).start_canary(TWO)
     said = str(caught.value)
     assert f"InferenceService {served.namespace}/emotion: version 2 was not ready within 0.8 s" in said
@@ -676,8 +676,10 @@ def test_what_is_in_production_is_no_challenger(served: Cluster) -> None:
 
 
 def test_a_bundle_in_a_folder_is_refused_before_anything_is_written(cluster: Cluster) -> None:
-    with pytest.raises(DeploymentError, match="a pod reads a bucket, not a folder of this machine; set store: s3://"):
+    refusal = "a pod reads a bucket, not a folder of this machine; set store: s3://"
+    with pytest.raises(DeploymentError, match=refusal) as caught:
         cluster.backend().start_canary(ServedVersion("1", "/home/me/.kubevox/store/bundles/abc"))
+    assert not isinstance(caught.value, ChallengerError)
     assert cluster.gone()
 
 

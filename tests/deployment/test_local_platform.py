@@ -313,6 +313,47 @@ def test_a_canary_that_crashes_later_costs_clients_only_what_it_was_answering(
     assert processes(one)["2"] != before["2"]
 
 
+def test_a_promotion_that_never_comes_into_force_is_undone(platform: LocalBackend, work: Path) -> None:
+    """The canary is killed in the moment of its promotion, and comes up no more."""
+    marker = work / "broken"
+    one = LocalBackend("mood", work, 10.0, 0.2, STANDIN, _until_there(marker), stable=ONE, grace_s=0.1)
+    one.start_canary(TWO)
+    before = one.folder.spec()
+    change = one.folder.change
+
+    def change_and_kill(how: Callable[[PlatformSpec], PlatformSpec]) -> PlatformSpec:
+        if not marker.exists():
+            marker.touch()
+            os.kill(processes(one)["2"], signal.SIGKILL)
+            until(lambda: (status := one.folder.status()) and status.canary and status.canary.failures, "its end")
+        return change(how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PlatformFolder, "change", lambda self, how: change_and_kill(how))
+        with pytest.raises(DeploymentError, match=r"waited .* for the version that has left to end"):
+            one.promote()
+    assert one.folder.spec().model_copy(update={"generation": before.generation}) == before
+    one.take_back()
+    assert one.observe() == Deployed(ONE, None, 0)
+    assert version(one.endpoints().route.url) == "1"
+
+
+def _until_there(marker: Path) -> list[str]:
+    """A stand-in's command that starts until the file is there."""
+    script = 'test ! -e "$0" && exec "$@"'
+    return ["/bin/sh", "-c", script, str(marker), *STANDIN]
+
+
+def test_a_canary_that_is_not_in_force_is_not_promoted(tmp_path: Path) -> None:
+    with contextlib.closing(backend(tmp_path, canary=("--crash",))) as one:
+        one.observe()
+        wanted = WantedServer.of(TWO, [*STANDIN, "--crash"], 10.0)
+        one.folder.change(lambda spec: spec.model_copy(update={"canary": wanted}))
+        with pytest.raises(DeploymentError, match="version 2 of mood cannot be promoted: it is not in force"):
+            one.promote()
+        assert one.observe() == Deployed(ONE, None, 0)
+
+
 def test_a_version_in_production_that_is_killed_is_started_again_where_it_was(platform: LocalBackend) -> None:
     ways = platform.endpoints()
     before = processes(platform)

@@ -178,6 +178,18 @@ def test_the_record_holds_every_step(deployed: Challenger) -> None:
     assert f"Rollout of {NAME} version 1" in page
 
 
+def test_a_version_that_was_deleted_from_the_registry_keeps_no_rollout_from_its_end(
+    deployed: Challenger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kubevox.deployment.rollout import _Mlflow
+
+    version = Registry(deployed.tracking).find(NAME, deployed.bundle)
+    assert version is not None
+    record = RolloutRecord.from_dict(json.loads(Path(version.tags["rollout_record"]).read_text()))
+    _Mlflow(Registry(deployed.tracking), NAME).conclude(replace(record, version="99"), "rollouts/1.json")
+    assert f"{NAME} version 99 was deleted from the registry meanwhile" in capsys.readouterr().err
+
+
 def test_the_training_run_is_finished_still(deployed: Challenger) -> None:
     from kubevox.training.tracking import mlflow_client
 

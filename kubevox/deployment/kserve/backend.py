@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from kubevox.config import KServeConfig
-from kubevox.deployment.backend import Deployed, Endpoints, ServedVersion
+from kubevox.deployment.backend import ChallengerError, Deployed, Endpoints, ServedVersion
 from kubevox.deployment.kserve import status
 from kubevox.deployment.kserve.cluster import BusyClusterError, ConflictError, InferenceServices, connect
 from kubevox.deployment.kserve.knative import KnativeMode
@@ -79,8 +79,8 @@ class KServeBackend:
         alone, and has the route.
 
         Raises:
-            DeploymentError: it is in production already or cannot be served; or it was not ready in time, and then it
-                is taken back.
+            ChallengerError: it was not ready in time; it is taken back.
+            DeploymentError: it is in production already, or cannot be written.
         """
         service = self._read()
         if service is not None:
@@ -98,7 +98,7 @@ class KServeBackend:
         try:
             self._wait(step, f"version {canary.version} was not ready")
         except DeploymentError as error:
-            self._undo(error, self.take_back, "it was taken back")
+            self._undo(ChallengerError(str(error)), self.take_back, "it was taken back")
 
     def set_canary_percent(self, percent: int) -> None:
         """Give the challenger a share of the route, 0 to 100; return when that is in force.
@@ -289,5 +289,5 @@ class KServeBackend:
         try:
             undo()
         except DeploymentError as another:
-            raise DeploymentError(f"{error}. It could not be undone: {another}") from None
-        raise DeploymentError(f"{error}; {done}") from None
+            raise type(error)(f"{error}. It could not be undone: {another}") from None
+        raise type(error)(f"{error}; {done}") from None

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kubevox.deployment.backend import Deployed, Endpoint, Endpoints, ServedVersion
+from kubevox.deployment.backend import ChallengerError, Deployed, Endpoint, Endpoints, ServedVersion
 from kubevox.deployment.local.servers import environment, last_words, server_command
 from kubevox.deployment.local.state import PlatformFolder, PlatformSpec, PlatformStatus, ServerStatus, WantedServer
 from kubevox.errors import DeploymentError
@@ -77,8 +77,8 @@ class LocalBackend:
         """Bring a challenger up beside the version in production, with no share of the route; return when it is ready.
 
         Raises:
-            DeploymentError: it is the version in production; it ended at start, or was not ready in time. It is gone
-                then.
+            ChallengerError: it ended at start, or was not ready in time. It is gone then.
+            DeploymentError: it is the version in production, or the platform does not start.
         """
         self._running()
 
@@ -98,12 +98,13 @@ class LocalBackend:
             self._refuse_failing(status)
             for server in status.coming:
                 if server.served == canary and server.state == "failed":
-                    raise DeploymentError(f"version {canary.version} of {self.model} {server.last_words}")
+                    raise ChallengerError(f"version {canary.version} of {self.model} {server.last_words}")
             there = status.canary is not None and status.canary.served == canary and status.canary.state == "ready"
             return there and status.generation >= spec.generation
 
         try:
-            self._until(ready, self._start_timeout_s + self._grace_s, f"version {canary.version} to be ready")
+            patience_s, what = self._start_timeout_s + self._grace_s, f"version {canary.version} to be ready"
+            self._until(ready, patience_s, what, ChallengerError)
         except DeploymentError:
             self.folder.change(lambda spec: _without(spec, canary))
             raise
@@ -137,22 +138,32 @@ class LocalBackend:
         """Make the canary the version in production, with all of the route; return when the one before has ended.
 
         Raises:
-            DeploymentError: it does not answer, or there is neither a canary nor a version in production.
+            DeploymentError: it does not answer, or there is neither a canary nor a version in production; or it was
+                not in force in time, and where the version before still has the route all is as it was.
         """
-        status = self._settled()
-        if status.canary is not None and status.canary.state != "ready":
-            raise DeploymentError(
-                f"version {status.canary.version} of {self.model} cannot be promoted: it {status.canary.last_words}"
-            )
+        status, before = self._settled(), PlatformSpec()
 
         def promote(spec: PlatformSpec) -> PlatformSpec:
+            nonlocal before
+            before = spec
             if spec.canary is None:
                 if spec.stable is None:
                     raise DeploymentError(f"{self.model} has no canary to promote")
                 return spec
+            version, canary = spec.canary.version, status.canary
+            if canary is None or canary.served != spec.canary.served:
+                raise DeploymentError(f"version {version} of {self.model} cannot be promoted: it is not in force")
+            if canary.state != "ready":
+                raise DeploymentError(f"version {version} of {self.model} cannot be promoted: it {canary.last_words}")
             return spec.model_copy(update={"stable": spec.canary, "canary": None, "canary_percent": 0})
 
-        self._until_alone(self.folder.change(promote))
+        wanted = self.folder.change(promote)
+        try:
+            self._until_alone(wanted)
+        except DeploymentError:
+            # The canary has died in that very moment. Left so, nobody would start the version before again.
+            self.folder.change(lambda spec: self._unpromoted(spec, wanted, before))
+            raise
 
     def take_back(self) -> None:
         """Remove the canary; the version in production has all of the route again; return when the canary has ended."""
@@ -173,6 +184,14 @@ class LocalBackend:
             own.wait(timeout=3 * self._grace_s)
         own.kill()
         own.wait()
+
+    def _unpromoted(self, spec: PlatformSpec, wanted: PlatformSpec, before: PlatformSpec) -> PlatformSpec:
+        """What was wanted before a promotion, where that has not come into force and nobody wants anything else."""
+        status = self.folder.status()
+        in_force = status.stable.served if status is not None and status.stable is not None else None
+        if spec != wanted or before.stable is None or in_force != before.stable.served:
+            return spec
+        return before.model_copy(update={"generation": spec.generation})
 
     def _has_failed(self, canary: WantedServer) -> bool:
         status = self.folder.status()
@@ -203,7 +222,13 @@ class LocalBackend:
                 if server.failures and server.state != "failed":
                     raise DeploymentError(f"version {server.version} of {self.model} {server.last_words}")
 
-    def _until(self, condition: Callable[[PlatformStatus], bool], timeout_s: float, what: str) -> PlatformStatus:
+    def _until(
+        self,
+        condition: Callable[[PlatformStatus], bool],
+        timeout_s: float,
+        what: str,
+        error: type[DeploymentError] = DeploymentError,
+    ) -> PlatformStatus:
         """The platform's status as soon as it fulfils the condition; one that ends meanwhile is started again."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -214,7 +239,7 @@ class LocalBackend:
                 servers = (status.stable, status.canary, *status.coming, *status.leaving)
                 stuck = [f"version {one.version} is {one.state}" for one in servers if one and one.state != "ready"]
                 why = "; ".join(stuck) or "nothing is on its way"
-                raise DeploymentError(f"{self.model}: waited {timeout_s:g} s for {what} ({why})")
+                raise error(f"{self.model}: waited {timeout_s:g} s for {what} ({why})")
             time.sleep(_LOOK_EVERY_S)
 
     def _running(self) -> PlatformStatus:
