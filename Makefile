@@ -38,7 +38,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PIP) --constraint constraints.txt --editable '.[pipeline,s3,synthetic,dev]'
 	@touch $@
 
-run: setup  ## run the pipeline: recordings to a gated, served model (exit 0 promoted, 3 rejected, 1 failed)
+run: setup  ## run the pipeline: recordings to a gated, served model (exit 0 promoted, 3 rejected or taken back, 1 failed)
 	@$(BIN)/python -m pipelines run --config $(CONFIG) $(if $(CORPORA),--corpora "$(CORPORA)") $(OVERRIDES)
 
 serve: setup  ## serve the champion behind one port; rollouts take place in there

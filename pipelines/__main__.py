@@ -46,8 +46,8 @@ def run(
 ) -> None:
     """Run the whole pipeline through KFP's local runner: ingest to deployment.
 
-    What was done before with the same inputs is reused. Exit codes: 0 promoted, 3 rejected by the gate, 1 failed,
-    2 wrong usage.
+    What was done before with the same inputs is reused. Exit codes: 0 promoted, 3 rejected by the gate or taken back
+    by the rollout, 1 failed, 2 wrong usage.
     """
     settings = _load(config, set_, corpora)
     names = ", ".join(source.name for source in settings.data.corpora)

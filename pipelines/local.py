@@ -50,7 +50,8 @@ class RunOutcome:
 
     def to_json(self) -> str:
         """For scripts."""
-        verdict = {PROMOTED: "promoted", REJECTED: "rejected"}.get(self.code, "failed")
+        refused = "rolled_back" if self.of("deploy") else "rejected"
+        verdict = {PROMOTED: "promoted", REJECTED: refused}.get(self.code, "failed")
         return json.dumps(
             {
                 "outcome": verdict,

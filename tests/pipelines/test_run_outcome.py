@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,7 @@ def test_a_promoted_challenger_ends_a_run_with_0(run: Callable[..., RunOutcome],
 def test_a_challenger_that_was_taken_back_ends_a_run_with_3(run: Callable[..., RunOutcome], config: Config) -> None:
     outcome = run(**DEPLOYED, outcome="rolled_back")
     assert (outcome.code, outcome.error) == (3, None)
+    assert json.loads(outcome.to_json())["outcome"] == "rolled_back"
     lines = summary(outcome, config, "configs/emotion.yaml")
     start = lines.index("Rollout    version 2 TAKEN BACK; version 1 stays champion")
     assert lines[start + 1 : start + 4] == [
@@ -77,7 +79,8 @@ def test_a_challenger_that_was_taken_back_ends_a_run_with_3(run: Callable[..., R
 def test_a_gate_that_rejects_ends_a_run_with_3_and_a_skipped_deployment_is_a_failure(
     run: Callable[..., RunOutcome],
 ) -> None:
-    assert run("reject").code == 3
+    rejected = run("reject")
+    assert (rejected.code, json.loads(rejected.to_json())["outcome"]) == (3, "rejected")
     skipped = run("promote")
     assert skipped.code == 1
     assert "skipped its deployment" in str(skipped.error)
