@@ -9,10 +9,15 @@ __all__ = ["Peak"]
 
 
 class Peak:
-    """The greatest sum of proportional set sizes of a process and its children, in bytes, read 20 times a second."""
+    """The greatest sum of proportional set sizes of a process and its children, in bytes.
 
-    def __init__(self, pid: int) -> None:
-        self._pid, self._peak, self._over = pid, 0, threading.Event()
+    Args:
+        pid: the process.
+        every_s: how often it is read; that costs some milliseconds, and holds the process up meanwhile.
+    """
+
+    def __init__(self, pid: int, every_s: float = 0.05) -> None:
+        self._pid, self._every_s, self._peak, self._over = pid, every_s, 0, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
@@ -23,7 +28,7 @@ class Peak:
         return self._peak
 
     def _watch(self) -> None:
-        while not self._over.wait(0.05):
+        while not self._over.wait(self._every_s):
             self._peak = max(self._peak, sum(map(_pss, [self._pid, *_children(self._pid)])))
 
 

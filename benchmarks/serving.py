@@ -50,7 +50,7 @@ from kubevox.provenance import git_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS_MS = (30, 50, 100)
-RATES = (50, 75, 100, 125, 150, 175, 200, 250, 300, 350, 400, 450, 500, 550, 600, 650, 700, 800, 900, 1000, 1200, 1400)
+RATES = (10, 20, 30, 40, *range(50, 201, 25), *range(250, 701, 50), 800, 900, 1000, 1200, 1400)
 PARTS = ["latency", "threads", "throughput", "overload"]
 BOUNDARY = "of-this-benchmark"
 
@@ -184,7 +184,7 @@ def load(target: Target, rate: int, seconds: float) -> dict[str, Any]:
         command = ["h2load", "--h1", "-n", str(count), "-c", str(count), "-r", str(rate * period_ms // 1000)]
         command += ["--rate-period", f"{period_ms}ms", "-d", str(target.body), "-H", f"content-type: {target.kind}"]
         command += ["--log-file", log.name, "--connection-active-timeout=60s", target.url]
-        peak = Peak(target.pid)
+        peak = Peak(target.pid, 1.0)
         began = time.monotonic()
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         took, memory = time.monotonic() - began, peak.stop()
