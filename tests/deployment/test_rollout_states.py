@@ -252,6 +252,14 @@ def test_a_step_lasts_as_long_as_it_was_told_to_and_sends_no_more_than_it_may(st
         assert 0.6 <= report.ended - report.started < 5
 
 
+def test_a_step_ends_in_time_where_one_round_would_take_longer(stage: Stage) -> None:
+    stage.platform.reset(CHAMPION, delay_ms=100.0)  # a round: some 20 requests through the route, 32 one by one
+    stage.config = HASTY.model_copy(update={"max_s": 0.5})
+    (report,) = stage.roll_out("good").steps
+    assert report.outcome == "fail"
+    assert 0.5 <= report.ended - report.started < 1.5
+
+
 # --- where there is nothing to compare with ---------------------------------------------------------------------------
 
 
