@@ -15,6 +15,7 @@ import itertools
 import multiprocessing
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ from kubevox.serving.work import (
 __all__ = ["Engine", "Entry", "Outcome", "prepare"]
 
 _START_S = 120.0
+_LONGEST_TMPDIR = 64
 
 Entry = Callable[[Worker, socket.socket, int], None]
 """Told what to serve, its channel and its parent's process id."""
@@ -48,7 +50,13 @@ Entry = Callable[[Worker, socket.socket, int], None]
 def prepare() -> None:
     """Have the process begin from which workers are forked: it imports torch while this one imports other things."""
     _context()
-    forkserver.ensure_running()
+    # Its socket is a file, whose path the system limits to some hundred characters: a deep TMPDIR is too long.
+    usual = tempfile.gettempdir()
+    tempfile.tempdir = usual if len(usual) <= _LONGEST_TMPDIR else "/tmp"  # noqa: S108 - mkdtemp makes a folder in it
+    try:
+        forkserver.ensure_running()
+    finally:
+        tempfile.tempdir = usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +198,7 @@ class Engine:
         return max(1.0, len(self._queue) * self._per_recording_s / max(1, len(self._begun)))
 
     async def _new_process(self) -> _Process:
+        prepare()
         process = _Process(self._told, self._entry)
         try:
             await process.begin(self._on_drift, self._wake_all)

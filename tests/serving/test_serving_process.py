@@ -117,6 +117,17 @@ def test_a_server_that_takes_too_long_is_given_up_and_ended(bundle: str) -> None
 
 
 @pytest.mark.e2e
+def test_a_server_starts_also_where_temporary_files_lie_deep(
+    bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / "/".join(["as-deep-as-the-folder-of-a-run"] * 4)
+    deep.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(deep))
+    with model_server(bundle, "mood", "1", 60.0, 5.0) as client:
+        assert client.ready()
+
+
+@pytest.mark.e2e
 def test_a_server_for_this_machine_listens_on_loopback_only_and_ends_with_its_context(bundle: str) -> None:
     with model_server(bundle, "mood", "1", 60.0, 5.0) as client:
         port = client._http.base_url.port
