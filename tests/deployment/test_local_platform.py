@@ -527,8 +527,11 @@ def test_sigterm_under_load_answers_what_is_in_flight_and_ends_in_time(tmp_path:
     assert serving.returncode == 0
     assert took < 5
     assert {status for status, _ in clients.answers} == {200}
-    # Afterwards nobody listens; but nothing that was accepted went unanswered.
-    assert {failure.partition("(")[0] for failure in clients.failures} == {"ConnectError"}
+    # Afterwards nobody listens; but nothing that was accepted went unanswered. The system may complete one handshake
+    # between the last accept and the close, and then resets it.
+    failures = [failure.partition("(")[0] for failure in clients.failures]
+    assert set(failures) <= {"ConnectError", "ReadError"}
+    assert failures.count("ReadError") <= 1
     assert all(gone(pid) for pid in pids)
 
 

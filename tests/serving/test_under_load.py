@@ -76,25 +76,28 @@ def _half_a_request(server: Live) -> socket.socket:
 
 @pytest.mark.parametrize("drain_s", [0.5, pytest.param(0.0, marks=pytest.mark.acceptance)])
 def test_told_to_end_under_load_it_answers_everything_that_it_has_got(drain_s: float, bundle: Bundle) -> None:
-    async def under_load(server: Live) -> tuple[Load, float]:
+    async def under_load(server: Live) -> tuple[Load, float, float]:
+        began = time.monotonic()
         loading = asyncio.create_task(send(server.url + PREDICT, WAV, rate=100, seconds=1.5))
         await asyncio.sleep(0.5)
         told = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         load = await loading
         await asyncio.to_thread(server.process.wait, 30)
-        return load, time.monotonic() - told
+        return load, told - began, time.monotonic() - told
 
     with live_server(bundle.uri, *options(drain_s=drain_s)) as server:
-        load, took = asyncio.run(under_load(server))
+        load, told_s, took_s = asyncio.run(under_load(server))
         assert server.process.returncode == 0
         assert "Traceback" not in server.log()
     assert set(load.statuses) <= {200, 0}
-    # Who came too late found no one listening; no one was sent away in the middle.
-    lost = [one for one in load.of(0) if "Connect call failed" not in one.error]
-    assert lost == []
+    in_flight = [one for one in load.sent if one.written_s is not None and one.written_s < told_s]
+    assert len(in_flight) > 30
+    assert {one.status for one in in_flight} == {200}
     assert len(load.of(200)) >= 100 * (0.5 + drain_s) - 5
-    assert took < 5.0
+    # Who came too late found no one listening; a handshake that the system completes just before that is reset.
+    assert len([one for one in load.of(0) if "Connect call failed" not in one.error]) <= 2
+    assert took_s < 5.0
 
 
 def test_while_it_ends_it_says_that_it_is_not_ready_and_closes_connections(bundle: Bundle) -> None:

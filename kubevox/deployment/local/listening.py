@@ -79,6 +79,9 @@ class RouteServer(uvicorn.Server):
         """
         loop, waiting = asyncio.get_running_loop(), []
         for listener in sockets or []:
+            listener.listen(
+                0
+            )  # the system takes one connection more at the most, between the last accept and the close
             with contextlib.suppress(OSError):  # BlockingIOError: there are no more
                 while True:
                     waiting.append(listener.accept()[0])
