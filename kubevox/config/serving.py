@@ -87,8 +87,9 @@ class ServingConfig(Section):
         max_queue: recordings that wait; a request that finds no room is answered 503 with Retry-After.
         max_instances: recordings a request may hold.
         max_connections: requests being read or answered at once.
-        request_timeout_s: from a request's arrival to its answer.
-        work_timeout_s: for one batch; a worker that takes longer is ended, and its recordings are tried one by one.
+        request_timeout_s: for a request's body to arrive, and as long again for its answer.
+        work_timeout_s: for one batch; a worker that takes longer is ended, and its recordings are tried one by one,
+            for half as long each.
         drain_s: told to end, it answers on so long, so that whoever sends requests hears of it.
         grace_s: after that, for requests in flight.
         min_confidence: below it an answer says that it abstains.

@@ -6,6 +6,8 @@ The flags are those that KServe's runtimes use.
 from __future__ import annotations
 
 import argparse
+import json
+import signal
 import sys
 
 from kubevox.errors import KubevoxError
@@ -25,12 +27,15 @@ def main() -> None:
     parser.add_argument("--options", default="{}", help="the configuration's section `serving`, as JSON")
     parser.add_argument("--log_store", default=None, help="where the inference log goes: a folder or s3://…")
     flags = parser.parse_args()
+    # Until the server answers; the first process of a container would not hear of it otherwise.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         from kubevox.config import ServingConfig
 
         options = ServingConfig.from_json(flags.options)
         if flags.max_instances is not None:
-            options = ServingConfig(**{**options.model_dump(), "max_instances": flags.max_instances})
+            changed = options.model_dump(mode="json") | {"max_instances": flags.max_instances}
+            options = ServingConfig.from_json(json.dumps(changed))
         from kubevox.serving.engine import prepare
 
         prepare()

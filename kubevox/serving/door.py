@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
+from prometheus_client import REGISTRY, exposition
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -28,7 +29,7 @@ from kubevox.errors import BusyError
 from kubevox.serving import metrics
 from kubevox.serving.library import DataPlane, InvalidInput, ModelNotFound, ModelNotReady, logger
 from kubevox.serving.model import SpeechModel
-from kubevox.serving.requests import RawBody
+from kubevox.serving.requests import REQUEST_ID, RawBody
 
 __all__ = ["Door", "busy_handler", "refusal"]
 
@@ -41,7 +42,6 @@ _V2 = re.compile(r"/v2/models/[^/]+/infer$")
 # KServe would let any client unload the model; versions it answers with 501.
 _CLOSED = re.compile(r"/v2/repository/|/v2/models/[^/]+/versions/")
 _READY = re.compile(r"/v2/health/ready$|/v2/models/[^/]+/ready$|/v1/models/[^/:]+$")
-_REQUEST_ID = re.compile(rb"[!-~]{1,128}")  # printable, without spaces
 _GONE = 499  # the client went away; nginx' number for it
 _BODIES = 256 << 20  # bytes of bodies that are held at once
 
@@ -125,6 +125,9 @@ class Door:
         working = route != "other" and scope["method"] == "POST"
         if working and (self._open > self._options.max_connections or self._model.busy):
             await _busy("as many requests as can be taken are waiting", self._model.retry_after_s)(scope, receive, send)
+            return
+        if scope["path"] == "/metrics" and scope["method"] == "GET":
+            await _metrics(dict(scope["headers"]).get(b"accept", b""))(scope, receive, send)
             return
         body = _Body(self, receive, dict(scope["headers"]), time.monotonic() + self._options.request_timeout_s)
         try:
@@ -249,6 +252,15 @@ def _busy(reason: str, retry_after_s: float) -> JSONResponse:
     return refusal(503, reason, {"retry-after": str(math.ceil(retry_after_s))})
 
 
+def _metrics(accept: bytes) -> Response:
+    """What Prometheus asks for; the usual format where nothing can be made of what is asked."""
+    try:
+        encoder, content_type = exposition.choose_encoder(accept.decode("latin-1"))
+    except (TypeError, ValueError):  # for a version that is no number
+        encoder, content_type = exposition.choose_encoder("")
+    return Response(encoder(REGISTRY), headers={"content-type": content_type})
+
+
 async def busy_handler(_: Request, error: Exception) -> JSONResponse:
     """FastAPI's handler of a :class:`~kubevox.errors.BusyError`."""
     return _busy(str(error), getattr(error, "retry_after_s", 1.0))
@@ -268,13 +280,14 @@ def _raw(content: bytes, query: bytes) -> RawBody:
 def _request_id(scope: _Scope) -> str:
     """The id that the client gave, if it can be used, or a new one; the application finds it among the headers."""
     headers = scope["headers"]
-    given = next((value for name, value in headers if name == b"x-request-id"), b"")
-    if _REQUEST_ID.fullmatch(given):
-        return given.decode("ascii")
-    made = uuid.uuid4().hex
+    given = [value.decode("latin-1") for name, value in headers if name == b"x-request-id"]
+    usable = bool(given) and REQUEST_ID.fullmatch(given[0]) is not None
+    if usable and len(given) == 1:
+        return given[0]
+    used = given[0] if usable else uuid.uuid4().hex
     scope["headers"] = [pair for pair in headers if pair[0] != b"x-request-id"]
-    scope["headers"].append((b"x-request-id", made.encode()))
-    return made
+    scope["headers"].append((b"x-request-id", used.encode()))
+    return used
 
 
 def _log(request_id: str, route: str, status: int, took: float) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import itertools
+import logging
 import multiprocessing
 import os
 import socket
@@ -41,7 +42,10 @@ from kubevox.serving.work import (
 __all__ = ["Engine", "Entry", "Outcome", "prepare"]
 
 _START_S = 120.0
+_LONGEST_PAUSE_S = 5.0  # between two attempts to replace a worker, doubled each time
 _LONGEST_TMPDIR = 64
+
+_log = logging.getLogger(__name__)
 
 Entry = Callable[[Worker, socket.socket, int], None]
 """Told what to serve, its channel and its parent's process id."""
@@ -141,7 +145,7 @@ class Engine:
         return next(self._keys)
 
     async def start(self) -> Greeting:
-        """Start the workers; return when all are ready.
+        """Start the workers; return when all are ready. Where that fails, :meth:`stop` ends those that are.
 
         Raises:
             BundleError: the model cannot be loaded.
@@ -149,7 +153,13 @@ class Engine:
         count = self._options.workers or (1 if self._told.device == "cuda" else cores())
         # The first alone: what is wrong with the model is then said once.
         self._begun = [await self._new_process()]
-        self._begun += await asyncio.gather(*(self._new_process() for _ in range(count - 1)))
+
+        async def one_more() -> None:
+            self._begun.append(await self._new_process())
+
+        for failed in await asyncio.gather(*(one_more() for _ in range(count - 1)), return_exceptions=True):
+            if failed is not None:
+                raise failed
         self.greeting = self._begun[0].greeting
         self._tasks = [asyncio.create_task(self._serve(place)) for place in range(count)]
         while self._idle < count:
@@ -171,9 +181,9 @@ class Engine:
         now, loop = time.monotonic(), asyncio.get_running_loop()
         waiting = [_Waiting(item, now + timeout_s, now, loop.create_future()) for item in items]
         self._queue.extend(waiting)
-        async with self._arrived:
-            self._arrived.notify(min(len(waiting), max(1, self._idle)))
         try:
+            async with self._arrived:
+                self._arrived.notify(min(len(waiting), max(1, self._idle)))
             async with asyncio.timeout(timeout_s):
                 return await asyncio.gather(*(one.done for one in waiting))
         except TimeoutError:
@@ -209,33 +219,41 @@ class Engine:
 
     async def _serve(self, place: int) -> None:
         """One worker's loop; a worker that has ended is replaced, also where nothing waits."""
-        failed = 0
+        pause = 0.0
         while True:
             if not self._begun[place].alive:
-                await asyncio.sleep(min(5.0, 0.2 * 2**failed) if failed else 0)
-                failed = 0 if await self._replace(place) else failed + 1
+                await asyncio.sleep(pause)
+                pause = 0.0 if await self._replace(place) else min(_LONGEST_PAUSE_S, max(0.4, 2 * pause))
                 continue
             batch = await self._next_batch(place)
             try:
-                await self._work(place, batch)
-            except _GoneError as error:
-                if len(batch) == 1:
-                    self._refuse(batch[0], error)
-                    continue
-                # Which of them did it is found by trying each alone.
-                for one in batch:
-                    await self._try_alone(place, one)
+                await self._work_or_find_out(place, batch)
             except asyncio.CancelledError:
                 for one in batch:
                     one.fail(BusyError("the server ends", 1.0))
                 raise
 
+    async def _work_or_find_out(self, place: int, batch: Sequence[_Waiting]) -> None:
+        """Have a batch answered; where its worker is lost with it, whatever of it can be."""
+        try:
+            await self._work(place, batch)
+        except _GoneError as error:
+            if len(batch) == 1 and error.reason == "timeout":
+                self._refuse(batch[0], error)
+                return
+            # Which of them did it is found by trying each alone; or none did, and the worker was killed.
+            for one in batch:
+                await self._try_alone(place, one)
+
     async def _try_alone(self, place: int, one: _Waiting) -> None:
+        if not one.wanted:
+            return
         if not self._begun[place].alive and not await self._replace(place):
             one.fail(BusyError("the model server has lost a worker; try again", self.retry_after_s))
             return
         try:
-            await self._work(place, [one])
+            # In less time than the batch had, so that there is some left for the others.
+            await self._work(place, [one], 0.5)
         except _GoneError as error:
             self._refuse(one, error)
 
@@ -247,8 +265,10 @@ class Engine:
         await self._begun[place].end()
         try:
             self._begun[place] = await self._new_process()
-        except (KubevoxError, OSError):
+        except (KubevoxError, OSError) as error:
+            _log.error("worker %d ended and cannot be replaced: %s; it is tried again", place, error)
             return False
+        _log.warning("worker %d ended and was replaced", place)
         return True
 
     async def _next_batch(self, place: int) -> list[_Waiting]:
@@ -292,12 +312,13 @@ class Engine:
                 break
         return batch
 
-    async def _work(self, place: int, batch: Sequence[_Waiting]) -> None:
+    async def _work(self, place: int, batch: Sequence[_Waiting], share: float = 1.0) -> None:
+        """Have a batch answered, within a share of the time that there is for one."""
         if not batch:
             return
         begun = time.monotonic()
         alone = batch[0].item.task != "predict"
-        limit = self._options.request_timeout_s if alone else self._options.work_timeout_s
+        limit = self._options.request_timeout_s if alone else share * self._options.work_timeout_s
         try:
             answers = await self._begun[place].ask([one.item for one in batch], limit)
         except _GoneError:

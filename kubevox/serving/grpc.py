@@ -34,11 +34,13 @@ class GrpcServer:
         host: the address to listen on.
         port: the port.
         most_bytes: the largest message.
+        most_calls: that are received or answered at once; more are RESOURCE_EXHAUSTED.
     """
 
-    def __init__(self, dataplane: DataPlane, host: str, port: int, most_bytes: int) -> None:
+    def __init__(self, dataplane: DataPlane, host: str, port: int, most_bytes: int, most_calls: int) -> None:
         self._server = aio.server(
             interceptors=(_Statuses(),),
+            maximum_concurrent_rpcs=most_calls,
             options=[("grpc.max_receive_message_length", most_bytes), ("grpc.max_send_message_length", most_bytes)],
         )
         add_GRPCInferenceServiceServicer_to_server(InferenceServicer(dataplane, None), self._server)

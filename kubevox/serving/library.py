@@ -11,7 +11,7 @@ import sys
 
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
-    from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer, model_server
+    from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelServer, model_server
     from kserve.errors import InferenceError, InvalidInput, ModelNotFound, ModelNotReady
     from kserve.logging import logger
     from kserve.protocol.dataplane import DataPlane
@@ -24,6 +24,7 @@ finally:
 
 __all__ = [
     "DataPlane",
+    "InferInput",
     "InferOutput",
     "InferRequest",
     "InferResponse",

@@ -24,6 +24,7 @@ from kubevox.serving.inference_log import InferenceLog, LoggedAnswer
 from kubevox.serving.library import InferRequest, InferResponse, InvalidInput, Model
 from kubevox.serving.remote import RemoteAudio
 from kubevox.serving.requests import (
+    REQUEST_ID,
     Protocol,
     RawBody,
     Recording,
@@ -112,7 +113,10 @@ class SpeechModel(Model):
         self.ready = True
 
     async def finish(self) -> None:
-        """End the workers, when nothing is in flight any more, and write what is left of the log."""
+        """End the workers, when nothing is in flight any more, and write what is left of the log.
+
+        It is to be called where :meth:`begin` has failed too: the process cannot end before its workers.
+        """
         await self._engine.stop()
         if self._remote is not None:
             await self._remote.close()
@@ -166,8 +170,10 @@ class SpeechModel(Model):
                     f"recording {index}: no label {recording.label!r:.40}; one of {', '.join(self.greeting.labels)}"
                 )
         named = (headers or {}).get("x-request-id", "")
+        if not REQUEST_ID.fullmatch(named):
+            named = uuid.uuid4().hex  # over HTTP the door has seen to it
         v2 = payload if isinstance(payload, InferRequest) else None
-        return _Request(named or uuid.uuid4().hex, protocol, recordings, since, v2)
+        return _Request(named, protocol, recordings, since, v2)
 
     async def predict(self, payload: _Request, headers: dict[str, str] | None = None) -> _Result:
         """Have the workers answer; a timeline where one is asked."""

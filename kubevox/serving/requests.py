@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kubevox.serving.library import InferRequest, InvalidInput
+from kubevox.serving.library import InferInput, InferRequest, InvalidInput
 
-__all__ = ["Protocol", "RawBody", "Recording", "recordings_of_raw", "recordings_of_v1", "recordings_of_v2"]
+__all__ = [
+    "REQUEST_ID",
+    "Protocol",
+    "RawBody",
+    "Recording",
+    "recordings_of_raw",
+    "recordings_of_v1",
+    "recordings_of_v2",
+]
 
 Protocol = Literal["v1", "v2", "grpc", "raw"]
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
+"""What a client may call its request: printable, without spaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,8 @@ def recordings_of_v1(payload: Any) -> list[Recording]:
 def recordings_of_v2(request: InferRequest) -> list[Recording]:
     """The recordings of a V2 request's input ``audio``: BYTES [N], base64 text each, or a file's bytes.
 
+    Raw contents are the elements one behind the other, each behind its length: 4 bytes, little-endian.
+
     Raises:
         InvalidInput: there is no such input.
     """
@@ -81,7 +94,7 @@ def recordings_of_v2(request: InferRequest) -> list[Recording]:
     audio = inputs["audio"]
     if audio.datatype != "BYTES":
         raise InvalidInput(f"input 'audio' must be of datatype BYTES, not {audio.datatype}")
-    data = audio.data if isinstance(audio.data, list) else []
+    data = _elements(audio)
     shape = list(audio.shape)
     if shape not in ([len(data)], [len(data), 1]):
         raise InvalidInput(f"input 'audio' has shape {shape} but {len(data)} elements; expected [{len(data)}]")
@@ -89,6 +102,21 @@ def recordings_of_v2(request: InferRequest) -> list[Recording]:
         if not isinstance(element, (str, bytes)):
             raise InvalidInput(f"recording {index}: expected base64 text, got {type(element).__name__}")
     return [Recording(element, encoding="either" if isinstance(element, bytes) else "base64") for element in data]
+
+
+def _elements(audio: InferInput) -> list[Any]:
+    raw = audio._raw_data  # gRPC's raw_input_contents; KServe has unpacked those of REST
+    if raw is None:
+        return audio.data if isinstance(audio.data, list) else []
+    elements, at = [], 0
+    while at < len(raw):
+        size = int.from_bytes(raw[at : at + 4], "little")
+        element = raw[at + 4 : at + 4 + size]
+        if at + 4 + size > len(raw):
+            raise InvalidInput("input 'audio': its raw contents end in the middle of an element")
+        elements.append(element)
+        at += 4 + size
+    return elements
 
 
 def _instance(instance: Any, place: str) -> Recording:

@@ -21,6 +21,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kubevox.config import ServingConfig
 from kubevox.errors import BusyError, DeploymentError
@@ -34,6 +35,7 @@ from kubevox.serving.work import Worker
 
 __all__ = ["serve"]
 
+_HEAD_BYTES = 1 << 20  # of a request's line, headers, trailers and the sizes of its body's pieces
 _BODY_BYTES = 64 << 20  # a body is held in memory: many recordings may share this, or one take as much as it may
 
 
@@ -81,14 +83,15 @@ class _Server(ModelServer):
 
     async def run(self, model: SpeechModel, host: str, grpc_port: int) -> None:
         """Serve one model until told to end."""
-        await model.begin()
         try:
+            await model.begin()
             self.register_model(model)
             largest = model.greeting.limits.max_bytes * 4 // 3 + 1024
             body_limit = max(largest, min(model.options.max_instances * largest, _BODY_BYTES))
             rest = _RestServer(self, model, host, body_limit)
-            grpc = GrpcServer(self.dataplane, host, grpc_port, body_limit) if grpc_port else None
-            if grpc is not None:
+            grpc: GrpcServer | None = None
+            if grpc_port:
+                grpc = GrpcServer(self.dataplane, host, grpc_port, body_limit, model.options.max_connections)
                 await grpc.start()
             await rest.start()
             if grpc is not None:
@@ -111,6 +114,7 @@ class _RestServer(RESTServer):
         )
         self._server = _DrainingServer(self.config, model.options.drain_s)
         self.config.host = host
+        self.config.http = _Protocol
         logging.getLogger("uvicorn.access").handlers = []  # the door writes its own lines
         self.config.app = Door(
             model_server.app, model, server.dataplane, body_limit, ending=lambda: self._server.ending
@@ -126,6 +130,29 @@ class _RestServer(RESTServer):
         app.add_exception_handler(BusyError, busy_handler)
         app.add_exception_handler(RequestValidationError, _invalid_body)
         app.add_exception_handler(HTTPException, _http_error)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, which would hold a head without an end in memory."""
+
+    _beside_body = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from a client."""
+        self._beside_body += len(data)
+        super().data_received(data)
+        if self._beside_body > _HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"more than {_HEAD_BYTES} bytes beside the body")
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body, which the door limits."""
+        self._beside_body -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The end of a request."""
+        self._beside_body = 0
+        super().on_message_complete()
 
 
 class _DrainingServer(uvicorn.Server):

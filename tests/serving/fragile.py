@@ -30,3 +30,14 @@ def main(told: Worker, channel: socket.socket, parent: int) -> None:
 
     worker.decode = decode  # type: ignore[assignment]
     worker.run(told, channel, parent)
+
+
+def only_the_first(told: Worker, channel: socket.socket, parent: int) -> None:
+    """As ``kubevox.serving.worker_process.main``, but of a model only the first worker begins."""
+    from kubevox.serving import worker
+
+    try:
+        os.close(os.open(f"{told.model_uri}.begun", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    worker.run(told, channel, parent)

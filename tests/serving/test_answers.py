@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,8 @@ def test_a_request_keeps_the_id_that_it_came_with_and_gets_one_otherwise(http: h
     odd = http.post(PREDICT, json=body, headers={"x-request-id": "with spaces, and öther letters".encode()})
     assert re.fullmatch("[0-9a-f]{32}", odd.headers["x-request-id"])
     assert http.post(PREDICT, json={}, headers={"x-request-id": "refused"}).headers["x-request-id"] == "refused"
+    twice = http.post(PREDICT, json=body, headers=[("x-request-id", "first"), ("x-request-id", "and a second")])
+    assert twice.headers["x-request-id"] == twice.json()["id"] == "first"
 
 
 def test_prometheus_is_told_of_requests_stages_labels_and_errors(http: httpx.Client) -> None:
@@ -212,6 +215,11 @@ def grpc_request(*recordings: bytes, **changes: Any) -> pb.ModelInferRequest:
     return pb.ModelInferRequest(**({"model_name": "mood", "id": "g-1", "inputs": [tensor]} | changes))
 
 
+def raw_grpc_request(contents: bytes, recordings: int = 1) -> pb.ModelInferRequest:
+    tensor = pb.ModelInferRequest.InferInputTensor(name="audio", datatype="BYTES", shape=[recordings])
+    return pb.ModelInferRequest(model_name="mood", inputs=[tensor], raw_input_contents=[contents])
+
+
 def test_grpc_answers_as_rest_does(live: Live, bundle: Bundle) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{live.grpc_port}") as channel:
         stub = GRPCInferenceServiceStub(channel)
@@ -226,6 +234,17 @@ def test_grpc_answers_as_rest_does(live: Live, bundle: Bundle) -> None:
     assert list(outputs["label"].contents.bytes_contents) == [bundle.spec.labels[expected.argmax()].encode()] * 2
 
 
+def test_grpc_takes_raw_contents_and_ids_like_those_of_rest(live: Live) -> None:
+    raw = b"".join(struct.pack("<I", len(data)) + data for data in (WAV, text(WAV).encode()))
+    with grpc.insecure_channel(f"127.0.0.1:{live.grpc_port}") as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        answer = stub.ModelInfer(raw_grpc_request(raw, 2), metadata=[("x-request-id", "mine-43")])
+        usual = stub.ModelInfer(grpc_request(WAV, WAV, id=""), metadata=[("x-request-id", "of several words")])
+    assert answer.id == "mine-43"
+    assert re.fullmatch("[0-9a-f]{32}", usual.id)
+    assert list(answer.outputs) == list(usual.outputs)
+
+
 @pytest.mark.parametrize(
     ("message", "status"),
     [
@@ -235,6 +254,7 @@ def test_grpc_answers_as_rest_does(live: Live, bundle: Bundle) -> None:
         (grpc_request(inputs=[]), "INVALID_ARGUMENT"),
         (grpc_request(raw_input_contents=[b"abc", b"def"]), "INVALID_ARGUMENT"),
         (grpc_request(raw_input_contents=[b"\xff\xff\xff\xffabc"]), "INVALID_ARGUMENT"),
+        *((raw_grpc_request(raw), "INVALID_ARGUMENT") for raw in (b"", b"abc", b"\xff\xff\xff\xffabc", b"\3\0\0\0abc")),
     ],
 )
 def test_grpc_says_what_is_wrong(message: pb.ModelInferRequest, status: str, live: Live) -> None:

@@ -153,7 +153,7 @@ def test_a_recording_that_ends_or_holds_its_worker_is_refused_and_its_company_an
         assert engine.restarts >= 2  # with the others, and alone
         return outcomes
 
-    before, bad, after = with_engine(bundle, use, OPTIONS.model_copy(update={"work_timeout_s": 0.5}))
+    before, bad, after = with_engine(bundle, use, OPTIONS)
     assert isinstance(bad.answer, Refusal)
     assert bad.answer.reason == reason
     assert "recording 1" in bad.answer.message
@@ -171,6 +171,40 @@ def test_a_worker_that_is_killed_while_it_waits_is_replaced(bundle: Bundle) -> N
         answers(await engine.submit(items(WAV), 10.0))
 
     with_engine(bundle, use)
+
+
+def test_a_recording_whose_worker_is_killed_is_answered_by_another(bundle: Bundle) -> None:
+    async def use(engine: Engine) -> None:
+        asked = asyncio.create_task(engine.submit(items(WAV + fragile.SLOW), 10.0))
+        await until(lambda: engine._begun[0]._answers is not None)
+        os.kill(engine._begun[0]._process.pid, signal.SIGKILL)
+        answers(await asked)
+        assert engine.restarts == 1
+
+    with_engine(bundle, use)
+
+
+def test_what_nobody_waits_for_any_more_is_not_tried_again(bundle: Bundle) -> None:
+    async def use(engine: Engine) -> None:
+        with pytest.raises(BusyError, match="not answered within"):
+            await engine.submit(items(WAV + fragile.HANG, WAV + fragile.HANG, WAV + fragile.HANG), 0.3)
+        answers(await engine.submit(items(WAV), 10.0))
+        assert engine.restarts == 1
+
+    with_engine(bundle, use, OPTIONS.model_copy(update={"work_timeout_s": 0.5}))
+
+
+def test_where_one_worker_cannot_begin_those_that_have_begun_can_be_ended(bundle: Bundle) -> None:
+    async def start() -> None:
+        options = OPTIONS.model_copy(update={"workers": 3})
+        engine = Engine(Worker(bundle.uri, "cpu", options), fragile.only_the_first)
+        with pytest.raises(BundleError, match="ended while it started"):
+            await engine.start()
+        (first,) = engine._begun
+        await engine.stop()
+        assert not first._process.is_alive()
+
+    asyncio.run(start())
 
 
 def test_a_model_that_cannot_be_loaded_says_why(bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.tiny import Tiny, untrained_bundle
 pytestmark = pytest.mark.e2e
 
 V1, V2 = "/v1/models/mood:predict", "/v2/models/mood/infer"
+TRAILERS = f"POST {V1} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n"
 GOOD = text(recording())
 RECORDINGS = {
     "wav": recording(),
@@ -440,6 +442,23 @@ def test_a_body_over_the_limit_is_refused_whether_its_length_is_declared_or_not(
             yield b" " * (1 << 20)
 
     refused(http.post(path, content=in_pieces(), headers={"content-type": "application/json"}), "limit", status=413)
+
+
+@pytest.mark.parametrize("start", ["GET /", "GET / HTTP/1.1\r\na: ", "GET / HTTP/1.1\r\n", TRAILERS])
+def test_what_surrounds_a_body_does_not_grow_without_end(start: str, http: httpx.Client) -> None:
+    piece = b"a: b\r\n" * 10_000 if start.endswith("\r\n") else b"a" * 60_000
+    with socket.create_connection(("127.0.0.1", http.base_url.port or 0), timeout=10) as sock:
+        sock.sendall(start.encode())
+        with pytest.raises(ConnectionError):
+            sock.sendall(1000 * piece)
+    assert http.get("/v2/models/mood/ready").status_code == 200
+
+
+@pytest.mark.parametrize("accept", ["text/plain; version=x", "application/openmetrics-text; version=1.x", "*/*", ""])
+def test_metrics_are_told_whatever_is_accepted(accept: str, http: httpx.Client) -> None:
+    response = http.get("/metrics", headers={"accept": accept})
+    assert response.status_code == 200
+    assert "kubevox_queued" in response.text
 
 
 KEYS = st.sampled_from(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from kubevox.config import RemoteAudioConfig, ServingConfig
 from kubevox.deployment.local import free_port, model_server
 from kubevox.errors import DeploymentError
 from tests.tiny import Tiny, untrained_bundle
@@ -59,6 +63,32 @@ def test_serving_needs_neither_mlflow_nor_kfp_and_leaves_the_arguments_alone(rep
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=repository, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "['--config', 'configs/emotion.yaml', '--workers', 'many'] []"
+
+
+def test_options_that_cannot_be_are_one_clear_line(bundle: str) -> None:
+    ended = serving("--model_name", "mood", "--model_dir", bundle, "--max_instances", "0")
+    assert "'max_instances' = 0" in one_line(ended)
+
+
+def test_what_is_wrong_after_the_workers_have_begun_is_one_clear_line_too(bundle: str) -> None:
+    options = ServingConfig(workers=1, remote=RemoteAudioConfig(hosts=["xn--é.test"])).to_json()
+    port = str(free_port())
+    ended = serving("--model_name", "mood", "--model_dir", bundle, "--http_port", port, "--options", options)
+    assert "xn--é.test" in one_line(ended)
+
+
+def test_told_to_end_while_it_starts_it_ends(bundle: str) -> None:
+    """Also as the first process of a container, which no signal ends by itself."""
+    command = [sys.executable, "-m", "kubevox.serving", "--model_name", "mood", "--model_dir", bundle]
+    with subprocess.Popen([*command, "--http_port", str(free_port())], stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 30
+        while not psutil.Process(process.pid).children():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
 
 
 @pytest.fixture

@@ -8,10 +8,14 @@ import socket
 import time
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from kubevox.config import ServingConfig
+from kubevox.deployment.local import free_port
 from kubevox.models.bundle import Bundle, load_bundle
 from tests.serving.live import Live, live_server
 from tests.serving.load import Load, send
@@ -63,6 +67,25 @@ def test_open_requests_are_limited_and_a_body_that_does_not_arrive_is_given_up(b
         held[0].settimeout(10)
         assert held[0].recv(1000).startswith(b"HTTP/1.1 408")
         held[0].close()
+
+
+def test_calls_over_grpc_are_limited_too(bundle: Bundle) -> None:
+    tensor = pb.ModelInferRequest.InferInputTensor(
+        name="audio", datatype="BYTES", shape=[20], contents=pb.InferTensorContents(bytes_contents=[WAV] * 20)
+    )
+    asked = pb.ModelInferRequest(model_name="mood", inputs=[tensor])
+    arguments = [*options(max_connections=1, drain_s=0.0), "--grpc_port", str(free_port())]
+    with (
+        live_server(bundle.uri, *arguments, module="tests.serving.slow_server") as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        stub = GRPCInferenceServiceStub(channel)
+        first = stub.ModelInfer.future(asked)
+        server.until(lambda: server.metric("kubevox_queued") > 0)
+        with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+            stub.ModelInfer(asked)
+        assert first.result(20).model_name == "mood"
+        assert stub.ModelInfer(asked).model_name == "mood"
 
 
 def _half_a_request(server: Live) -> socket.socket:
