@@ -27,7 +27,17 @@ class _BinaryRequest(InferenceRequest):
 
 
 class CheckedDataPlane(DataPlane):
-    """A request that KServe cannot take apart is the client's error."""
+    """A request that KServe cannot take apart is the client's error.
+
+    Args:
+        model_registry: KServe's.
+        max_instances: recordings a request may hold.
+    """
+
+    def __init__(self, model_registry: Any, max_instances: int) -> None:
+        super().__init__(model_registry)
+        # Far more than any request needs. Millions of empty objects fit a body, and all else would wait for them.
+        self._most_commas = 10_000 + 16 * max_instances
 
     def metadata(self) -> dict[str, Any]:
         """KServe's, without the extension that is closed here."""
@@ -42,6 +52,8 @@ class CheckedDataPlane(DataPlane):
     ) -> tuple[Any, dict[str, Any]]:
         """KServe's, for a V1 body of whatever content type."""
         # Only a content type of exactly application/json is JSON to KServe; here every V1 body is.
+        if isinstance(body, bytes) and protocol_version == "v1":
+            self._refuse_many_elements(body)
         kept = {name: value for name, value in (headers or {}).items() if name != "content-type"}
         try:
             return super().decode(body, kept, protocol_version, model_name)
@@ -59,8 +71,10 @@ class CheckedDataPlane(DataPlane):
             length = headers.get(_BINARY)
             if length is not None and not (length.isdecimal() and len(length) < 20):
                 raise InvalidInput(f"header {_BINARY}: expected a number, got {length[:20]!r}")
+            described = body[: int(length)] if length else body
+            self._refuse_many_elements(described)
             try:
-                content = orjson.loads(body[: int(length)] if length else body)
+                content = orjson.loads(described)
                 if not isinstance(content, dict):
                     raise InvalidInput('expected a JSON object: {"inputs": [...]}')
                 parsed = (_BinaryRequest if length else InferenceRequest).model_validate(content)
@@ -76,6 +90,10 @@ class CheckedDataPlane(DataPlane):
             if not _is_unicode(text):
                 raise InvalidInput("the request holds text that is not valid Unicode")
         return super().decode_inference_request(body, headers, model_name)
+
+    def _refuse_many_elements(self, text: bytes) -> None:
+        if text.count(b",") > self._most_commas:
+            raise InvalidInput(f"JSON with more than {self._most_commas} elements")
 
 
 def first_problem(errors: Any) -> str:

@@ -73,7 +73,7 @@ def serve(
     # KServe's clients read proxies from the environment; no worker is to inherit more than it needs.
     model = SpeechModel(name, Worker(model_uri, device, options), version, log_store)
     server = _Server(http_port=port, enable_grpc=False, workers=1, enable_latency_logging=False)
-    server.dataplane = CheckedDataPlane(model_registry=server.registered_models)
+    server.dataplane = CheckedDataPlane(server.registered_models, options.max_instances)
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     asyncio.run(server.run(model, host, grpc_port))
 

@@ -278,7 +278,7 @@ def test_v1_says_what_is_wrong_with_a_body(body: Any, word: str, http: httpx.Cli
 @pytest.mark.parametrize(
     ("body", "word"),
     [
-        ([], "body"),
+        ([], "JSON object"),
         ({}, "inputs: Field required"),
         ({"inputs": {}}, "inputs"),
         ({"inputs": []}, "'audio' is missing"),
@@ -459,6 +459,13 @@ def test_metrics_are_told_whatever_is_accepted(accept: str, http: httpx.Client) 
     response = http.get("/metrics", headers={"accept": accept})
     assert response.status_code == 200
     assert "kubevox_queued" in response.text
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/octet-stream", "application/cloudevents+json"])
+@pytest.mark.parametrize(("path", "start"), [(V1, '{"instances": ['), (V2, '{"inputs": ['), (V2, '{"id": "", "x": [')])
+def test_millions_of_elements_are_refused_at_once(path: str, start: str, kind: str, http: httpx.Client) -> None:
+    body = start.encode() + 2_000_000 * b"{}," + b"{}]}"
+    refused(http.post(path, content=body, headers={"content-type": kind}, timeout=5.0), "elements")
 
 
 KEYS = st.sampled_from(
