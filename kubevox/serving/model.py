@@ -153,17 +153,13 @@ class SpeechModel(Model):
         if isinstance(payload, InferRequest):
             # gRPC gives metadata in place of HTTP's headers; only REST has a content length or type.
             protocol = "grpc" if payload.from_grpc else "v2"
-            recordings = recordings_of_v2(payload)
+            recordings = recordings_of_v2(payload, self.options.max_instances)
         elif isinstance(payload, RawBody):
             protocol, recordings = "raw", recordings_of_raw(payload)
         else:
-            protocol, recordings = "v1", recordings_of_v1(payload)
+            protocol, recordings = "v1", recordings_of_v1(payload, self.options.max_instances)
         if not recordings:
             raise InvalidInput("the request holds no recording")
-        if len(recordings) > self.options.max_instances:
-            raise InvalidInput(
-                f"{len(recordings)} recordings in one request, more than the limit of {self.options.max_instances}"
-            )
         for index, recording in enumerate(recordings):
             if recording.label is not None and recording.label not in self.greeting.labels:
                 raise InvalidInput(

@@ -62,13 +62,17 @@ def recordings_of_raw(body: RawBody) -> list[Recording]:
     return [Recording(body.audio, encoding="raw", timeline=body.timeline, label=body.label)]
 
 
-def recordings_of_v1(payload: Any) -> list[Recording]:
+def recordings_of_v1(payload: Any, most: int) -> list[Recording]:
     """The recordings of ``{"instances": [{"audio": "<base64>"}]}``.
 
     An instance may have ``uri`` in place of ``audio``, ``timeline`` (true or false) and ``label`` (of an explanation).
 
+    Args:
+        payload: the body.
+        most: recordings a request may hold.
+
     Raises:
-        InvalidInput: it is no such object; the message names the place.
+        InvalidInput: it is no such object, or holds too many; the message names the place.
     """
     if not isinstance(payload, dict):
         raise InvalidInput('expected a JSON object: {"instances": [{"audio": "<base64 of a WAV or FLAC file>"}]}')
@@ -77,16 +81,21 @@ def recordings_of_v1(payload: Any) -> list[Recording]:
     instances = payload["instances"]
     if not isinstance(instances, list):
         raise InvalidInput("'instances' must be a list")
+    _refuse_many(len(instances), most)
     return [_instance(instance, f"instances[{index}]") for index, instance in enumerate(instances)]
 
 
-def recordings_of_v2(request: InferRequest) -> list[Recording]:
+def recordings_of_v2(request: InferRequest, most: int) -> list[Recording]:
     """The recordings of a V2 request's input ``audio``: BYTES [N], base64 text each, or a file's bytes.
 
     Raw contents are the elements one behind the other, each behind its length: 4 bytes, little-endian.
 
+    Args:
+        request: as KServe reads it.
+        most: recordings a request may hold.
+
     Raises:
-        InvalidInput: there is no such input.
+        InvalidInput: there is no such input, or it holds too many.
     """
     inputs = {item.name: item for item in request.inputs}
     if "audio" not in inputs:
@@ -94,7 +103,8 @@ def recordings_of_v2(request: InferRequest) -> list[Recording]:
     audio = inputs["audio"]
     if audio.datatype != "BYTES":
         raise InvalidInput(f"input 'audio' must be of datatype BYTES, not {audio.datatype}")
-    data = _elements(audio)
+    data = _elements(audio, most)
+    _refuse_many(len(data), most)
     shape = list(audio.shape)
     if shape not in ([len(data)], [len(data), 1]):
         raise InvalidInput(f"input 'audio' has shape {shape} but {len(data)} elements; expected [{len(data)}]")
@@ -104,12 +114,19 @@ def recordings_of_v2(request: InferRequest) -> list[Recording]:
     return [Recording(element, encoding="either" if isinstance(element, bytes) else "base64") for element in data]
 
 
-def _elements(audio: InferInput) -> list[Any]:
+def _refuse_many(recordings: int, most: int) -> None:
+    if recordings > most:
+        raise InvalidInput(f"{recordings} recordings in one request, more than the limit of {most}")
+
+
+def _elements(audio: InferInput, most: int) -> list[Any]:
     raw = audio._raw_data  # gRPC's raw_input_contents; KServe has unpacked those of REST
     if raw is None:
         return audio.data if isinstance(audio.data, list) else []
-    elements, at = [], 0
+    elements: list[Any] = []
+    at = 0
     while at < len(raw):
+        _refuse_many(len(elements), most)
         size = int.from_bytes(raw[at : at + 4], "little")
         element = raw[at + 4 : at + 4 + size]
         if at + 4 + size > len(raw):

@@ -255,11 +255,13 @@ def test_grpc_takes_raw_contents_and_ids_like_those_of_rest(live: Live) -> None:
         (grpc_request(raw_input_contents=[b"abc", b"def"]), "INVALID_ARGUMENT"),
         (grpc_request(raw_input_contents=[b"\xff\xff\xff\xffabc"]), "INVALID_ARGUMENT"),
         *((raw_grpc_request(raw), "INVALID_ARGUMENT") for raw in (b"", b"abc", b"\xff\xff\xff\xffabc", b"\3\0\0\0abc")),
+        (raw_grpc_request(bytes(4_000_000), 1_000_000), "INVALID_ARGUMENT"),
+        (grpc_request(*[b""] * 1_000_000), "INVALID_ARGUMENT"),
     ],
 )
 def test_grpc_says_what_is_wrong(message: pb.ModelInferRequest, status: str, live: Live) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{live.grpc_port}") as channel, pytest.raises(grpc.RpcError) as caught:
-        GRPCInferenceServiceStub(channel).ModelInfer(message)
+        GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=5)
     assert caught.value.code().name == status  # type: ignore[attr-defined]
 
 
