@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from kubevox.deployment.backend import ServedVersion
 from kubevox.deployment.checks import FAIL, PASS, UNDECIDED, Check, Outcome
 
 __all__ = ["Conformity", "RolloutRecord", "Side", "Slice", "State", "StepReport", "Transition", "Verdict"]
@@ -214,8 +213,3 @@ class RolloutRecord:
 
 
 _RECORD: TypeAdapter[RolloutRecord] = TypeAdapter(RolloutRecord)
-
-
-def served(version: ServedVersion | None) -> str | None:
-    """The number of a version, or None."""
-    return version.version if version else None
