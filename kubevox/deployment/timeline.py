@@ -46,7 +46,7 @@ _ASKED = {
     "latency_p95": "95th percentile of the latency",
     "prediction_mix": "Labels' proportions against production",
     "agreement": "Same label as production",
-    "uar": "UAR against production",
+    "uar": "UAR on the probe",
 }
 _WORDS = {
     "registered": "registered",
